@@ -1,0 +1,1 @@
+"""Which shards, in what order, where."""

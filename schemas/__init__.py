@@ -1,0 +1,1 @@
+"""What things are: configuration, examples, shards, stored arrays and rows. No torch, no ray."""

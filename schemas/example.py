@@ -1,0 +1,27 @@
+"""One (image, question) pair as read from a dataset's official files."""
+
+from schemas.base import Frozen
+
+
+class Example(Frozen):
+    """A question about an image, its human answers and where its human maps are.
+
+    Paths are strings, absolute or with a scheme; they were checked to lie inside the dataset's root.
+    """
+
+    question_id: int
+    image_id: int
+    image: str
+    """The image file."""
+    question: str
+    answers: tuple[str, ...] = ()
+    """Every annotator's answer: ten in VQA, one in easy-VQA, none for unlabelled photos."""
+    truth: str | None = None
+    """The labelled (most common) answer."""
+    question_type: str | None = None
+    answer_type: str | None = None
+    """``yes/no``, ``number`` or ``other``."""
+    choices: tuple[str, ...] = ()
+    """VQA v1 multiple choice: the eighteen candidate answers."""
+    human_maps: tuple[str, ...] = ()
+    """Attention-map files, one an annotator, in annotator order."""

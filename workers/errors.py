@@ -1,0 +1,9 @@
+"""Errors a user can act on: what, where, the value, the limit and the remedy, in one sentence."""
+
+
+class UserError(Exception):
+    """Something the user can mend: a recipe, a file, a flag. Ends a command with exit status 2."""
+
+
+class BadExample(Exception):  # noqa: N818 - a condition of the data, not of the program
+    """One example cannot be explained; recorded in ``failures/``, its neighbours go on."""

@@ -1,0 +1,146 @@
+"""What a VQA model is: a black box, or a trunk that never sees the question and a head that does.
+
+The split is what lets the 257 trunk passes of one image serve all its questions and targets.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from schemas.base import Frozen
+from schemas.frame import Frame
+
+Tokens = tuple[str, ...]
+
+
+class Capability(StrEnum):
+    """What a model can be asked for; a method's ``needs`` is compared with it at plan time."""
+
+    LOGITS = "logits"
+    """``logits(canvas, questions)``: every model."""
+    SPLIT = "split"
+    """``trunk`` / ``words`` / ``encode`` / ``head``: late fusion, the trunk is question-free."""
+    GRADIENTS = "gradients"
+    """Trunk and head are differentiable with respect to pixels, features and embeddings."""
+    FEATURE_MAP = "feature_map"
+    """The trunk's output is the last convolutional feature map, ``(n, channel, y, x)``."""
+    ATTENTION = "attention"
+    """The head returns its own attention over the feature map's cells."""
+
+
+class Geometry(Frozen):
+    """Sizes a plan needs before any image is read: input, feature map and glimpses."""
+
+    input_height: int
+    input_width: int
+    feature_height: int = 0
+    feature_width: int = 0
+    glimpses: int = 0
+
+
+@dataclass(frozen=True)
+class Words:
+    """Embedded questions, padded at the end: ``embeddings (n, word, channel)``, ``lengths (n,)``."""
+
+    embeddings: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True)
+class HeadOutput:
+    """``logits (n, answer)`` and, where the model has it, ``attention (n, glimpse, y, x)``."""
+
+    logits: Tensor
+    attention: Tensor | None = None
+
+
+class VQAModel(nn.Module, ABC):
+    """A frozen, evaluating VQA classifier; weights never require gradients, mode is always eval.
+
+    ``canvas`` is the model's input image before normalisation: float RGB in 0..255, resized and
+    cropped, ``(n, 3, y, x)``. Occlusion paints there, so a patch colour means what the papers mean.
+    """
+
+    provides: frozenset[Capability] = frozenset({Capability.LOGITS})
+    answers: tuple[str, ...]
+    """The answer vocabulary; an answer index is a position in it."""
+    geometry: Geometry
+
+    @abstractmethod
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
+        """Upright uint8 RGB ``(y, x, 3)`` -> canvas ``(3, y, x)`` on the CPU, and its frame."""
+
+    @abstractmethod
+    def tokenise(self, question: str) -> Tokens:
+        """The question's words as the model was trained to see them; possibly none."""
+
+    @abstractmethod
+    def known(self, token: str) -> bool:
+        """Whether the vocabulary has this word."""
+
+    @abstractmethod
+    def logits(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
+        """Canvas ``(n, 3, y, x)`` and n token sequences -> ``(n, answer)``. An empty question is
+        allowed (all padding)."""
+
+    def answer_index(self, answer: str | None) -> int | None:
+        """Position of an answer in the vocabulary, or None when it is not there."""
+        if not hasattr(self, "_answer_index"):
+            self._answer_index = {a: i for i, a in enumerate(self.answers)}
+        return self._answer_index.get(answer) if answer is not None else None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+
+class SplitModel(VQAModel):
+    """A late-fusion model: ``head(trunk(normalise(canvas)), encode(words(questions)))``."""
+
+    provides = frozenset(Capability)
+
+    @abstractmethod
+    def normalise(self, canvas: Tensor) -> Tensor:
+        """Canvas -> the trunk's input, ``(n, 3, y, x)``, element-wise."""
+
+    @abstractmethod
+    def trunk(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels -> features ``(n, channel, y, x)``. Never sees the question."""
+
+    @abstractmethod
+    def words(self, questions: Sequence[Tokens]) -> Words:
+        """Token sequences -> padded embeddings (before any non-linearity) and lengths."""
+
+    @abstractmethod
+    def encode(self, words: Words) -> Tensor:
+        """Embedded questions -> question states ``(n, state)``; padding has no influence."""
+
+    @abstractmethod
+    def head(self, features: Tensor, states: Tensor) -> HeadOutput:
+        """Features ``(n, channel, y, x)`` fused with states ``(n, state)``."""
+
+    def logits(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
+        features = self.trunk(self.normalise(canvas))
+        return self.head(features, self.encode(self.words(questions))).logits
+
+
+class ModelSpec(Frozen, ABC):
+    """A model's recipe fields; ``build`` loads checkpoint and vocabulary and validates both."""
+
+    @abstractmethod
+    def build(self, device: torch.device) -> VQAModel:
+        """The model on its device, in eval mode, weights frozen. Deterministic."""
+
+
+def freeze(model: VQAModel) -> VQAModel:
+    """Eval mode for good (trap 10) and no weight gradients (trap 5)."""
+    return model.eval().requires_grad_(False)
