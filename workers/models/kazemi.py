@@ -1,0 +1,240 @@
+"""The VQA model of Kazemi and Elqursh ("Show, Ask, Attend, and Answer", 2017), any trunk.
+
+The layout, sizes and parameter names are those of Cyanogenoid/pytorch-vqa, so that its released
+weights load; the sizes are fields, so that small models of the family can be trained.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, field_validator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from schemas.base import Frozen
+from schemas.frame import Frame
+from workers.models.base import Geometry, HeadOutput, SplitModel, Tokens, Words
+from workers.models.preprocessing import Resize, square_crop, to_canvas
+from workers.models.tokenisers import TOKENISERS
+from workers.models.trunks import TRUNKS
+
+FORMAT = "vqatlas-kazemi-1"
+"""Names our weight files; a file of another format is refused."""
+
+
+class KazemiConfig(Frozen):
+    """Everything but the weights. The defaults are the published architecture."""
+
+    trunk: str = "resnet152_caffe"
+    """A name of ``TRUNKS``."""
+    channels: tuple[int, ...] = (24, 32, 64, 96)
+    """Widths of the small trunk: its stem, then one a block. Other trunks have their own."""
+    image_size: int = Field(448, ge=1)
+    """Side of the square input, in pixels."""
+    central_fraction: float = Field(0.875, gt=0, le=1)
+    """Part of the shorter side that a centre crop keeps; 1 keeps all of it."""
+    resize: Resize = "shorter_side_crop"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """RGB, of pixels in 0..1."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    embedding: int = 300
+    state: int = 1024
+    """Length of the question state, the LSTM's cell."""
+    attention: int = 512
+    hidden: int = 1024
+    glimpses: int = 2
+    coordinates: bool = False
+    """Append each cell's x and y, -1 to 1, to its features inside the head. Not in the paper; it
+    lets a small model learn relations such as "left of"."""
+    dropout: float = Field(0.5, ge=0, lt=1)
+    tokeniser: Literal["pytorch_vqa", "simple"] = "pytorch_vqa"
+    words: tuple[str, ...]
+    """The question vocabulary. ``words[i]`` has embedding row i + 1; row 0 means unknown."""
+    answers: tuple[str, ...]
+
+    @field_validator("trunk")
+    @classmethod
+    def _trunk_exists(cls, name: str) -> str:
+        if name not in TRUNKS:
+            raise ValueError(f"unknown trunk {name!r}; the trunks are {', '.join(TRUNKS)}")
+        return name
+
+    @field_validator("words", "answers")
+    @classmethod
+    def _all_different(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(entries)) < len(entries):
+            twice = next(entry for entry in entries if entries.count(entry) > 1)
+            raise ValueError(f"{twice!r} is there more than once")
+        return entries
+
+
+def feature_shape(config: KazemiConfig) -> tuple[int, int, int]:
+    """Channels, height and width of the trunk's output, from a pass on the meta device."""
+    with torch.device("meta"):
+        trunk = TRUNKS[config.trunk](config.channels).eval()
+        features = trunk(torch.zeros(1, 3, config.image_size, config.image_size))
+    _, channels, height, width = features.shape
+    return channels, height, width
+
+
+class Text(nn.Module):
+    """Question words -> the final **cell** state of an LSTM over their tanh embeddings."""
+
+    def __init__(self, words: int, embedding: int, state: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(words + 1, embedding, padding_idx=0)
+        self.drop = nn.Dropout(dropout)
+        self.lstm = nn.LSTM(embedding, state)
+
+    def forward(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """``embeddings (n, word, channel)`` and ``lengths (n,)`` -> ``(n, state)``.
+
+        The state of an empty question is the LSTM's initial one, zero.
+        """
+        steps = self.drop(embeddings).tanh()
+        packed = pack_padded_sequence(
+            steps, lengths.cpu().clamp(min=1), batch_first=True, enforce_sorted=False
+        )
+        with self._differentiable_rnn():
+            _, (_, cell) = self.lstm(packed)
+        return torch.where((lengths > 0).to(cell.device)[:, None], cell[0], 0)
+
+    def _differentiable_rnn(self) -> AbstractContextManager[Any]:
+        """cuDNN's LSTM has no backward pass in eval mode; PyTorch's own kernel has."""
+        if torch.is_grad_enabled() and not self.training:
+            return torch.backends.cudnn.flags(enabled=False)
+        return nullcontext()
+
+
+class Attention(nn.Module):
+    """Glimpse logits over the cells: ``x_conv(relu(v_conv(v) + q_lin(q)))``."""
+
+    def __init__(self, channels: int, state: int, hidden: int, glimpses: int, drop: float) -> None:
+        super().__init__()
+        self.v_conv = nn.Conv2d(channels, hidden, 1, bias=False)
+        self.q_lin = nn.Linear(state, hidden)
+        self.x_conv = nn.Conv2d(hidden, glimpses, 1)
+        self.drop = nn.Dropout(drop)
+        self.relu = nn.ReLU()
+
+    def forward(self, v: Tensor, q: Tensor) -> Tensor:
+        """``v (n, channel, y, x)`` and ``q (n, state)`` -> ``(n, glimpse, y, x)``."""
+        image = self.v_conv(self.drop(v))
+        question = self.q_lin(self.drop(q))[:, :, None, None]
+        return self.x_conv(self.drop(self.relu(image + question)))
+
+
+class Classifier(nn.Sequential):
+    """Glimpses and question state, concatenated -> answer logits."""
+
+    def __init__(self, inputs: int, hidden: int, answers: int, dropout: float) -> None:
+        super().__init__()
+        self.add_module("drop1", nn.Dropout(dropout))
+        self.add_module("lin1", nn.Linear(inputs, hidden))
+        self.add_module("relu", nn.ReLU())
+        self.add_module("drop2", nn.Dropout(dropout))
+        self.add_module("lin2", nn.Linear(hidden, answers))
+
+
+class Kazemi(SplitModel):
+    """A convolutional trunk, an LSTM, stacked attention of a few glimpses, and a classifier.
+
+    Fresh instances have random weights and are trainable; ``ModelSpec.build`` freezes them.
+    """
+
+    def __init__(self, config: KazemiConfig) -> None:
+        super().__init__()
+        channels, height, width = feature_shape(config)
+        self.config = config
+        self.answers = config.answers
+        self.geometry = Geometry(
+            input_height=config.image_size,
+            input_width=config.image_size,
+            feature_height=height,
+            feature_width=width,
+            glimpses=config.glimpses,
+        )
+        self._word_index = {word: i for i, word in enumerate(config.words, start=1)}
+        drop, seen = config.dropout, channels + 2 * config.coordinates
+        self.trunk_net = TRUNKS[config.trunk](config.channels)
+        self.text = Text(len(config.words), config.embedding, config.state, drop)
+        self.attention = Attention(seen, config.state, config.attention, config.glimpses, drop)
+        fused = config.glimpses * seen + config.state
+        self.classifier = Classifier(fused, config.hidden, len(config.answers), drop)
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
+        height, width = image.shape[:2]
+        config = self.config
+        crop = square_crop(height, width, config.image_size, config.central_fraction, config.resize)
+        return to_canvas(image, crop), crop.frame(height, width)
+
+    def tokenise(self, question: str) -> Tokens:
+        return TOKENISERS[self.config.tokeniser](question)
+
+    def known(self, token: str) -> bool:
+        return token in self._word_index
+
+    def normalise(self, canvas: Tensor) -> Tensor:
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return (canvas.to(mean.dtype) / 255 - mean) / std
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        return self.trunk_net(pixels)
+
+    def words(self, questions: Sequence[Tokens]) -> Words:
+        """As the contract says; at least one column, so that empty questions have a shape.
+        The lengths stay on the CPU, where packing a sequence needs them."""
+        lengths = torch.tensor([len(tokens) for tokens in questions])
+        indices = torch.zeros(len(questions), max(1, int(lengths.max())), dtype=torch.long)
+        for row, tokens in zip(indices, questions, strict=True):
+            row[: len(tokens)] = torch.tensor([self._word_index.get(t, 0) for t in tokens])
+        return Words(self.text.embedding(indices.to(self.device)), lengths)
+
+    def encode(self, words: Words) -> Tensor:
+        return self.text(words.embeddings, words.lengths)
+
+    def head(self, features: Tensor, states: Tensor) -> HeadOutput:
+        """The published head: L2-normalised features, glimpses by softmax over the cells, then
+        the classifier over [glimpse 1, glimpse 2, ..., question state]."""
+        v = features / (features.norm(dim=1, keepdim=True) + 1e-8)
+        if self.config.coordinates:
+            v = torch.cat([v, _cell_centres(v)], 1)
+        attention = self.attention(v, states).flatten(2).softmax(-1)
+        glimpses = torch.einsum("ngp,ncp->ngc", attention, v.flatten(2)).flatten(1)
+        logits = self.classifier(torch.cat([glimpses, states], 1))
+        return HeadOutput(logits, attention.unflatten(2, v.shape[2:]))
+
+
+def _cell_centres(v: Tensor) -> Tensor:
+    """x and y of each cell's centre, the image spanning -1 to 1: ``(n, 2, y, x)`` like ``v``."""
+    y, x = (
+        (2 * torch.arange(cells, dtype=v.dtype, device=v.device) + 1) / cells - 1
+        for cells in v.shape[2:]
+    )
+    return torch.stack(torch.meshgrid(x, y, indexing="xy")).expand(len(v), -1, -1, -1)
+
+
+def save(model: Kazemi, path: Path) -> None:
+    """Weights and configuration in one safetensors file that ``load`` reads back."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, path, {"format": FORMAT, "config": model.config.model_dump_json()})
+
+
+def load(path: Path) -> Kazemi:
+    """The model that ``save`` wrote, on the CPU."""
+    with safe_open(path, "pt") as file:
+        config = KazemiConfig.model_validate_json(file.metadata()["config"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    model = Kazemi(config)
+    model.load_state_dict(tensors)
+    return model
