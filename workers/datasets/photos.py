@@ -1,0 +1,66 @@
+"""A folder of photographs and a JSON list of questions about them."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from schemas.example import Example
+from workers.datasets.official import FileDataset, Id, OfficialRecord, RecordFile, Report, inside
+from workers.errors import UserError
+
+
+class PhotoRecord(OfficialRecord):
+    """One question: ``{"image_id": 42, "file": "dog.jpg", "question": "is the dog asleep?"}``."""
+
+    image_id: Id
+    file: str
+    """A path below ``root``, or a bare name that occurs once below it."""
+    question: str
+    answer: str | None = None
+
+
+class Photos(FileDataset):
+    """Questions about any photographs, with or without an answer.
+
+    ``question_id`` is the record's position in the list.
+    """
+
+    questions: Path
+    """A JSON list of records."""
+
+    def read(self, report: Report) -> Iterator[Example]:
+        records = RecordFile.open(self.root / self.questions, "questions")
+        files = files_by_name(self.root.resolve())
+        for index, record in records.records(PhotoRecord, report):
+            named_in = f"{records.path}: questions[{index}]"
+            yield Example(
+                question_id=index,
+                image_id=record.image_id,
+                image=str(find(self.root, record.file, files, named_in)),
+                question=record.question,
+                answers=(record.answer,) if record.answer else (),
+                truth=record.answer,
+            )
+
+
+def files_by_name(root: Path) -> dict[str, list[Path]]:
+    """Every file below ``root``, folders that are links left out."""
+    found: dict[str, list[Path]] = {}
+    for folder, _, names in os.walk(root):
+        for name in names:
+            found.setdefault(name, []).append(Path(folder, name))
+    return found
+
+
+def find(root: Path, file: str, files: dict[str, list[Path]], named_in: str) -> Path:
+    """The file meant; where there is none, the path it should have, for decoding to miss."""
+    path = inside(root, file, named_in)
+    if path.exists() or file not in files:
+        return path
+    if len(files[file]) > 1:
+        places = ", ".join(str(place.relative_to(root.resolve())) for place in files[file])
+        raise UserError(
+            f"{named_in}: {len(files[file])} files below {root} are named '{file}': {places}; "
+            f"give the path of the one meant"
+        )
+    return inside(root, files[file][0], named_in)

@@ -1,0 +1,106 @@
+"""VQA v1 and v2 on COCO images, open-ended and multiple-choice, with VQA-HAT's human maps."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import model_validator
+
+from schemas.example import Example
+from workers.datasets.official import (
+    FileDataset,
+    ImageFolder,
+    Joined,
+    QuestionRecord,
+    RecordFile,
+    Report,
+    human_map_index,
+    join,
+)
+from workers.errors import UserError
+
+IMAGES_OF = {"test-dev2015": "test2015"}
+"""The one split whose images go by another split's name."""
+
+
+class VQA(FileDataset):
+    """Antol et al. 2015 (v1) and Goyal et al. 2017 (v2), as published on visualqa.org.
+
+    Which version and task it is, the files say. v1's multiple choices go to ``Example.choices``.
+    """
+
+    question_record: ClassVar[type[QuestionRecord]] = QuestionRecord
+
+    questions: Path
+    """``OpenEnded_mscoco_val2014_questions.json``, ``v2_...`` or ``MultipleChoice_...``."""
+    annotations: Path | None = None
+    """``mscoco_val2014_annotations.json``, ``v2_...``; the test splits have none."""
+    images: Path = Path("images")
+    """The folder that holds the images, or a folder a COCO split."""
+    split: str | None = None
+    """COCO split of the images; read from the questions file where not given."""
+    hat: Path | None = None
+    """``vqahat_val`` or ``vqahat_train`` of VQA-HAT (Das et al. 2016); its questions are v1's."""
+    with_human_maps_only: bool = False
+    """Only questions that have a human map."""
+
+    @model_validator(mode="after")
+    def _maps_to_select_by(self) -> "VQA":
+        if self.with_human_maps_only and self.hat is None:
+            raise ValueError("with_human_maps_only needs hat, the folder of VQA-HAT maps")
+        return self
+
+    def read(self, report: Report) -> Iterator[Example]:
+        joined, split = self._joined(report)
+        images = ImageFolder(self.root / self.images)
+        maps = self._maps(joined)
+        for item in joined:
+            human_maps = maps.get(item.question.question_id, ())
+            if human_maps or not self.with_human_maps_only:
+                yield self._example(item, images, split, human_maps)
+
+    def _joined(self, report: Report) -> tuple[list[Joined], str | None]:
+        """Checked records and the file's own split; the raw JSON is let go of."""
+        questions = RecordFile.open(self.root / self.questions, "questions")
+        annotations = self.annotations and RecordFile.open(
+            self.root / self.annotations, "annotations"
+        )
+        split = self.split or questions.envelope.get("data_subtype")
+        return join(questions, self.question_record, annotations, report), split
+
+    def _maps(self, joined: list[Joined]) -> dict[int, tuple[str, ...]]:
+        if self.hat is None:
+            return {}
+        maps = human_map_index(self.root / self.hat)
+        if maps.keys().isdisjoint(item.question.question_id for item in joined):
+            raise UserError(
+                f"{self.root / self.hat}: its maps of {len(maps)} questions match none of the "
+                f"{len(joined)} in {self.root / self.questions}; VQA-HAT asks VQA v1 questions, "
+                "vqahat_val those of val2014 and vqahat_train those of train2014"
+            )
+        return maps
+
+    def _example(
+        self, item: Joined, images: ImageFolder, split: str | None, human_maps: tuple[str, ...]
+    ) -> Example:
+        question, label = item.question, item.label
+        record = f"{self.root / self.questions}: question_id {question.question_id}"
+        split = question.coco_split or split
+        if not split:
+            raise UserError(
+                f"{record}: the file does not say which COCO split its images are of; "
+                "set split, for instance to val2014"
+            )
+        image = images.path(IMAGES_OF.get(split, split), question.image_id, record)
+        return Example(
+            question_id=question.question_id,
+            image_id=question.image_id,
+            image=str(image),
+            question=question.question,
+            answers=label.answers,
+            truth=label.truth,
+            question_type=label.question_type,
+            answer_type=label.answer_type,
+            choices=question.multiple_choices,
+            human_maps=human_maps,
+        )
