@@ -32,9 +32,9 @@ class EasyVQA(FileDataset):
     """
 
     split: Literal["train", "test"] = "test"
-    images: int | None = Field(None, ge=1)
+    images: int | None = Field(default=None, ge=1)
     """Only the first so many images."""
-    questions_per_image: int | None = Field(None, ge=1)
+    questions_per_image: int | None = Field(default=None, ge=1)
     """So many questions an image, evenly spaced in the file's order: it asks what, then yes/no."""
 
     def read(self, report: Report) -> Iterator[Example]:

@@ -39,7 +39,7 @@ def leave_out(record: BadRecord) -> None:
 class FileDataset(Dataset):
     """A dataset read record by record; ``read`` is the one method to write."""
 
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
     """Only the first so many examples, after any other selection."""
 
     @abstractmethod
@@ -241,8 +241,8 @@ def listing(folder: Path) -> dict[str, bool]:
 class ImageFolder:
     """Where COCO's images are, each folder listed once: no file is touched per question.
 
-    ``{split}/COCO_{split}_{image_id:012d}.jpg`` (2014 and VQA), the same without the split's folder,
-    and ``{image_id:012d}.jpg`` (2017) in either; also ``.png``.
+    ``{split}/COCO_{split}_{image_id:012d}.jpg`` (2014 and VQA) or ``{image_id:012d}.jpg`` (2017),
+    with or without the folder of the split; also ``.png``.
     """
 
     def __init__(self, folder: Path) -> None:

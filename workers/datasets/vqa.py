@@ -62,9 +62,9 @@ class VQA(FileDataset):
     def _joined(self, report: Report) -> tuple[list[Joined], str | None]:
         """Checked records and the file's own split; the raw JSON is let go of."""
         questions = RecordFile.open(self.root / self.questions, "questions")
-        annotations = self.annotations and RecordFile.open(
-            self.root / self.annotations, "annotations"
-        )
+        annotations = None
+        if self.annotations:
+            annotations = RecordFile.open(self.root / self.annotations, "annotations")
         split = self.split or questions.envelope.get("data_subtype")
         return join(questions, self.question_record, annotations, report), split
 
