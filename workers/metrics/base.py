@@ -1,15 +1,19 @@
 """What a metric is: a protocol that prepares maps once and scores batches of pairs."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from schemas.base import Frozen
 
 OK = "ok"
+DEGENERATE_MODEL = "degenerate_model"
+"""The model's map is constant on the protocol's grid (also where both are)."""
+DEGENERATE_HUMAN = "degenerate_human"
+"""The human map is constant on the protocol's grid."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,19 @@ class Scores:
 
     values: np.ndarray
     statuses: list[str]
+
+    @classmethod
+    def where(cls, values: np.ndarray, faults: Mapping[str, np.ndarray]) -> Self:
+        """``values`` except where a fault's mask ``(n,)`` holds; the first fault named wins."""
+        statuses = np.select(list(faults.values()), list(faults), default=OK)
+        return cls(np.where(statuses == OK, values, np.nan), statuses.tolist())
+
+
+def pairs(model: Sequence[Any], human: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Prepared maps pair by pair; a single one stands against every map of the other side."""
+    n = max(len(model), len(human))
+    sides = [list(side) * n if len(side) == 1 else side for side in (model, human)]
+    return list(zip(*sides, strict=True))
 
 
 class Metric(Frozen, ABC):
@@ -30,12 +47,12 @@ class Metric(Frozen, ABC):
     """The values it yields, for instance ``("rank_correlation",)``."""
 
     @abstractmethod
-    def prepare(self, maps: Sequence[np.ndarray]) -> object:
-        """A batch of n signed maps ``(h, w)`` of any sizes -> the protocol's prepared batch."""
+    def prepare(self, maps: Sequence[np.ndarray]) -> list[Any]:
+        """n signed maps ``(h, w)`` of any sizes -> n prepared maps, in the protocol's own form."""
 
     @abstractmethod
-    def score(self, model: object, human: object) -> dict[str, Scores]:
-        """Two prepared batches of equal length, compared pair by pair."""
+    def score(self, model: Sequence[Any], human: Sequence[Any]) -> dict[str, Scores]:
+        """n prepared maps against n others, pair by pair, or against a single one."""
 
     @abstractmethod
     def conventions(self) -> str:

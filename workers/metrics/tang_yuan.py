@@ -1,0 +1,125 @@
+"""The eight similarity metrics of Tang and Yuan, *Evaluating Interpretability Techniques with
+Human Attention in Visual Question Answering*, section 3.1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from workers.metrics.base import Metric, Scores, pairs
+from workers.metrics.ranks import Ranked, degenerate, rank, spearman
+from workers.metrics.resampling import magnitudes
+
+EMPTY_OVERLAP = "empty_overlap"
+"""The two regions share no pixel, so ``ty_f1_nonempty`` leaves the pair out."""
+
+
+@dataclass(frozen=True)
+class Prepared(Ranked):
+    """One map over its ``side * side`` pixels."""
+
+    weights: np.ndarray
+    """``(pixel,)`` >= 0, of sum 1."""
+    region: np.ndarray
+    """bool ``(pixel,)``: the highest pixels."""
+    area: int
+    """How many pixels the region has."""
+
+
+class TangYuan(Metric):
+    """Soft and discretised similarity of two maps at 448 x 448.
+
+    The maps' absolute values are resized, and every metric but two sees only their order.
+    Spearman's rho and the regions are untouched by the paper's range and z-score scaling, which
+    is therefore not applied to them; ``ty_intersection`` is the sum of products of the
+    range-scaled maps, each of sum 1 (a z-score has sum 0 and cannot have total weight 1).
+    On two binary regions Dice equals F1; the paper's columns differ, which fits an F1 that leaves
+    out empty overlaps: ``ty_f1`` counts those as 0, ``ty_f1_nonempty`` leaves them out.
+    """
+
+    names: ClassVar[tuple[str, ...]] = (
+        "ty_rank",
+        "ty_intersection",
+        "ty_disc_intersection",
+        "ty_iou",
+        "ty_precision",
+        "ty_recall",
+        "ty_f1",
+        "ty_dice",
+        "ty_f1_nonempty",
+    )
+    side: int = Field(448, ge=2)
+    """Pixels along each axis."""
+    top: float = Field(0.1, gt=0, le=1)
+    """Share of the pixels that form the region: k = ``round(top * side**2)``."""
+    ties: Literal["above_minimum", "exact_k"] = "above_minimum"
+    """``above_minimum``: at most k pixels, none at the map's minimum, so a map with few non-zero
+    pixels is not padded with arbitrary zeros (inferred: the paper's precision and recall differ).
+    ``exact_k``: always k pixels. In both, of the pixels tied at the edge the first in row-major
+    order enter."""
+    epsilon: float = Field(1e-6, gt=0)
+    """Added to every denominator."""
+
+    def prepare(self, maps: Sequence[np.ndarray]) -> list[Prepared]:
+        # One map at a time: the sort's intermediates of a batch would leave the cache.
+        return [self._prepare(magnitudes([values], self.side)) for values in maps]
+
+    def _prepare(self, values: np.ndarray) -> Prepared:
+        (ranked,) = rank(values)
+        region = self.region(values[0])
+        area = int(np.count_nonzero(region))
+        return Prepared(ranked.ranks, ranked.constant, self.weights(values[0]), region, area)
+
+    def weights(self, values: np.ndarray) -> np.ndarray:
+        """``(pixel,)`` scaled to range 0..1, then to sum 1."""
+        shifted = values.astype(np.float64) - values.min()
+        shifted /= shifted.max() + self.epsilon
+        return shifted / (shifted.sum() + self.epsilon)
+
+    def region(self, values: np.ndarray) -> np.ndarray:
+        """The k highest of ``(pixel,)`` as a bool mask, ties by the field's rule."""
+        k = max(1, round(self.top * values.size))
+        edge = np.partition(values, -k)[-k]
+        chosen = values > edge
+        if self.ties == "exact_k" or edge > values.min():
+            tied = np.flatnonzero(values == edge)
+            chosen[tied[: k - np.count_nonzero(chosen)]] = True
+        return chosen
+
+    def score(self, model: Sequence[Prepared], human: Sequence[Prepared]) -> dict[str, Scores]:
+        compared: list[tuple[Prepared, Prepared]] = pairs(model, human)
+        shared = np.array([np.count_nonzero(m.region & h.region) for m, h in compared])
+        areas = np.array([(m.area, h.area) for m, h in compared])
+        values = {
+            "ty_rank": spearman(compared),
+            "ty_intersection": np.array([m.weights @ h.weights for m, h in compared]),
+            **self.overlaps(shared, areas[:, 0], areas[:, 1]),
+        }
+        faults = degenerate(compared)
+        scores = {name: Scores.where(value, faults) for name, value in values.items()}
+        nonempty = Scores.where(values["ty_f1"], {**faults, EMPTY_OVERLAP: shared == 0})
+        return {**scores, "ty_f1_nonempty": nonempty}
+
+    def overlaps(
+        self, shared: np.ndarray, model: np.ndarray, human: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The discretised metrics from pixel counts ``(n,)`` of the overlap and the two regions."""
+        precision = shared / (model + self.epsilon)
+        recall = shared / (human + self.epsilon)
+        return {
+            "ty_disc_intersection": shared.astype(np.float64),
+            "ty_iou": shared / (model + human - shared + self.epsilon),
+            "ty_precision": precision,
+            "ty_recall": recall,
+            "ty_f1": 2 * precision * recall / (precision + recall + self.epsilon),
+            "ty_dice": 2 * shared / (model + human + self.epsilon),
+        }
+
+    def conventions(self) -> str:
+        return (
+            f"abs; area down, bilinear up to {self.side}x{self.side}; average ranks; "
+            f"top {self.top:g}, ties {self.ties}; epsilon {self.epsilon:g}"
+        )
