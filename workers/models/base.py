@@ -45,7 +45,7 @@ class Geometry(Frozen):
 
 @dataclass(frozen=True)
 class Words:
-    """Embedded questions, padded at the end: ``embeddings (n, word, channel)``, ``lengths (n,)``."""
+    """Embedded questions, end-padded: ``embeddings (n, word, channel)``, ``lengths (n,)``."""
 
     embeddings: Tensor
     lengths: Tensor
@@ -70,6 +70,8 @@ class VQAModel(nn.Module, ABC):
     answers: tuple[str, ...]
     """The answer vocabulary; an answer index is a position in it."""
     geometry: Geometry
+    config: Frozen | None = None
+    """Everything but the weights that decides the logits; part of the model's digest."""
 
     @abstractmethod
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:

@@ -11,18 +11,19 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
-from safetensors import safe_open
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from schemas.base import Frozen
 from schemas.frame import Frame
+from workers.errors import UserError
 from workers.models.base import Geometry, HeadOutput, SplitModel, Tokens, Words
+from workers.models.checkpoints import load_weights, read_safetensors
 from workers.models.preprocessing import Resize, square_crop, to_canvas
 from workers.models.tokenisers import TOKENISERS
-from workers.models.trunks import TRUNKS
+from workers.models.trunks import TRUNKS, TrunkName
 
 FORMAT = "vqatlas-kazemi-1"
 """Names our weight files; a file of another format is refused."""
@@ -31,39 +32,31 @@ FORMAT = "vqatlas-kazemi-1"
 class KazemiConfig(Frozen):
     """Everything but the weights. The defaults are the published architecture."""
 
-    trunk: str = "resnet152_caffe"
-    """A name of ``TRUNKS``."""
-    channels: tuple[int, ...] = (24, 32, 64, 96)
+    trunk: TrunkName = "resnet152_caffe"
+    channels: tuple[PositiveInt, ...] = (24, 32, 64, 96)
     """Widths of the small trunk: its stem, then one a block. Other trunks have their own."""
-    image_size: int = Field(448, ge=1)
+    image_size: PositiveInt = 448
     """Side of the square input, in pixels."""
-    central_fraction: float = Field(0.875, gt=0, le=1)
+    central_fraction: float = Field(default=0.875, gt=0, le=1)
     """Part of the shorter side that a centre crop keeps; 1 keeps all of it."""
     resize: Resize = "shorter_side_crop"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """RGB, of pixels in 0..1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    embedding: int = 300
-    state: int = 1024
+    embedding: PositiveInt = 300
+    state: PositiveInt = 1024
     """Length of the question state, the LSTM's cell."""
-    attention: int = 512
-    hidden: int = 1024
-    glimpses: int = 2
+    attention: PositiveInt = 512
+    hidden: PositiveInt = 1024
+    glimpses: PositiveInt = 2
     coordinates: bool = False
     """Append each cell's x and y, -1 to 1, to its features inside the head. Not in the paper; it
     lets a small model learn relations such as "left of"."""
-    dropout: float = Field(0.5, ge=0, lt=1)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
     tokeniser: Literal["pytorch_vqa", "simple"] = "pytorch_vqa"
     words: tuple[str, ...]
     """The question vocabulary. ``words[i]`` has embedding row i + 1; row 0 means unknown."""
     answers: tuple[str, ...]
-
-    @field_validator("trunk")
-    @classmethod
-    def _trunk_exists(cls, name: str) -> str:
-        if name not in TRUNKS:
-            raise ValueError(f"unknown trunk {name!r}; the trunks are {', '.join(TRUNKS)}")
-        return name
 
     @field_validator("words", "answers")
     @classmethod
@@ -147,6 +140,8 @@ class Kazemi(SplitModel):
 
     Fresh instances have random weights and are trainable; ``ModelSpec.build`` freezes them.
     """
+
+    config: KazemiConfig
 
     def __init__(self, config: KazemiConfig) -> None:
         super().__init__()
@@ -232,9 +227,28 @@ def save(model: Kazemi, path: Path) -> None:
 
 def load(path: Path) -> Kazemi:
     """The model that ``save`` wrote, on the CPU."""
-    with safe_open(path, "pt") as file:
-        config = KazemiConfig.model_validate_json(file.metadata()["config"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return assemble(*read(path), path)
+
+
+def read(path: Path) -> tuple[KazemiConfig, dict[str, Tensor]]:
+    """Configuration and weights of a file that ``save`` wrote."""
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path} says its format is {metadata.get('format')!r}, only {FORMAT!r} can be read; "
+            "save the model again with workers.models.kazemi.save"
+        )
+    try:
+        return KazemiConfig.model_validate_json(metadata.get("config", "")), tensors
+    except ValidationError as error:
+        raise UserError(
+            f"{path} holds no valid configuration ({error.errors()[0]['msg']}); save the model "
+            "again with workers.models.kazemi.save"
+        ) from error
+
+
+def assemble(config: KazemiConfig, tensors: dict[str, Tensor], path: Path) -> Kazemi:
+    """The model of this configuration with the weights of ``path``."""
     model = Kazemi(config)
-    model.load_state_dict(tensors)
+    load_weights(model, tensors, path, "save the model again with workers.models.kazemi.save")
     return model

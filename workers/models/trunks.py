@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Annotated
 
+from pydantic import AfterValidator
 from torch import nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models import ResNet, resnet18, resnet152
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
 class SmallTrunk(nn.Sequential):
@@ -34,5 +37,53 @@ def _block(inputs: int, outputs: int, stride: int) -> BasicBlock:
     return BasicBlock(inputs, outputs, stride, shortcut)
 
 
-TRUNKS: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {"small": SmallTrunk}
-"""Trunk builders by name; each is given the ``channels`` of the model's configuration."""
+def _without_classifier(resnet: ResNet) -> nn.Sequential:
+    """Everything up to ``layer4``, whose last ReLU is the feature map; names stay torchvision's."""
+    trunk = nn.Sequential()
+    for name, module in resnet.named_children():
+        if name not in ("avgpool", "fc"):
+            trunk.add_module(name, module)
+    return trunk
+
+
+def _caffe_style(resnet: ResNet) -> ResNet:
+    """He et al.'s original Caffe layout, as ruotianluo/pytorch-resnet converted it: the stride of
+    ``layer2`` to ``layer4`` sits in the first 1x1 convolution, and the pooling has no padding but
+    a partial last window. torchvision strides the 3x3 and pads, under the same names and shapes.
+    """
+    resnet.maxpool = nn.MaxPool2d(3, 2, padding=0, ceil_mode=True)
+    for layer in (resnet.layer2, resnet.layer3, resnet.layer4):
+        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    return resnet
+
+
+def damp_residuals(trunk: nn.Module, scale: float = 0.2) -> None:
+    """Make untrained residual branches small: the scale of each one's last BatchNorm.
+
+    At the usual 1 every block doubles the variance, by 2^36 within ResNet-152's ``layer3``;
+    at 0.2 those 36 blocks multiply it by four.
+    """
+    for module in trunk.modules():
+        if isinstance(module, Bottleneck):
+            nn.init.constant_(module.bn3.weight, scale)
+        elif isinstance(module, BasicBlock):
+            nn.init.constant_(module.bn2.weight, scale)
+
+
+TRUNKS: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
+    "small": SmallTrunk,
+    "resnet18": lambda _: _without_classifier(resnet18()),
+    "resnet152": lambda _: _without_classifier(resnet152()),
+    "resnet152_caffe": lambda _: _without_classifier(_caffe_style(resnet152())),
+}
+"""Trunk builders by name; each is given the ``channels`` of the model's configuration, which only
+the small one uses. All ResNets have stride 32: 14x14 cells at 448 pixels."""
+
+
+def _known(name: str) -> str:
+    if name not in TRUNKS:
+        raise ValueError(f"unknown trunk {name!r}; the trunks are {', '.join(TRUNKS)}")
+    return name
+
+
+TrunkName = Annotated[str, AfterValidator(_known)]

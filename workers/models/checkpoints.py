@@ -1,0 +1,125 @@
+"""Reading weight files of others: nothing in them is executed, and every tensor is checked."""
+
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from workers.errors import UserError
+
+_TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
+"""How ``torch.save`` files begin: a zip archive since 1.6, a pickled magic number before."""
+
+_DAMAGED = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
+"""What ``torch.load`` raises on bytes that are not what it expects (found by flipping bytes)."""
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise UserError(
+            f"cannot read the weights {path}: {error.strerror}; give the path of a weight file"
+        ) from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the file begins like safetensors: a length of eight bytes, then a JSON object."""
+    return _head(path)[8:9] == b"{"
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors by name, on the CPU, and the file's metadata."""
+    if not is_safetensors(path):
+        raise UserError(f"{path} is not a safetensors file; give one that ends in .safetensors")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{path} is a damaged safetensors file; copy or make it again") from error
+
+
+def read_torch(path: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU, as long as it is tensors in plain containers.
+
+    ``weights_only`` refuses every other class, so that a file cannot run code.
+    """
+    if not _head(path).startswith(_TORCH_MAGIC):
+        raise UserError(
+            f"{path} is neither a safetensors file nor a PyTorch checkpoint; give one of the two"
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        raise UserError(
+            f"{path} is damaged, or holds more than tensors in plain containers, which could run "
+            "code and is not loaded; copy it again, or save only its state_dict"
+        ) from error
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """A file that is a state_dict and nothing else, in either format."""
+    found = read_safetensors(path)[0] if is_safetensors(path) else read_torch(path)
+    return as_state_dict(found, str(path))
+
+
+def as_state_dict(found: Any, where: str) -> dict[str, Tensor]:
+    """``found`` without the ``module.`` prefix of DataParallel, once it is tensors by name."""
+    if not isinstance(found, Mapping):
+        raise UserError(
+            f"{where} is a {type(found).__name__}, not a state_dict; save model.state_dict()"
+        )
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"{where}: entry {name!r} is a {type(value).__name__}, not a tensor; "
+                "save model.state_dict()"
+            )
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def load_weights(model: nn.Module, found: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+    """Give ``model`` its weights, or say which tensor of the file is missing, extra or misshapen.
+
+    BatchNorm's batch counters may be missing, as they are in files older than PyTorch 0.4.1.
+    """
+    wanted = model.state_dict()
+    for name, tensor in found.items():
+        if name not in wanted:
+            raise UserError(
+                f"{path} has a tensor {name!r} of shape {_shape(tensor)}, which the model has no "
+                f"place for; {remedy}"
+            )
+    for name, tensor in wanted.items():
+        if name not in found and not name.endswith("num_batches_tracked"):
+            raise UserError(
+                f"{path} has no tensor {name!r}, which the model needs in shape {_shape(tensor)}; "
+                f"{remedy}"
+            )
+        if name in found and found[name].shape != tensor.shape:
+            raise UserError(
+                f"{path}: tensor {name!r} has shape {_shape(found[name])}, the model needs "
+                f"{_shape(tensor)}; {remedy}"
+            )
+    model.load_state_dict(found, strict=False)
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

@@ -1,0 +1,73 @@
+"""Checkpoints of Cyanogenoid/pytorch-vqa, which hold everything of a model but its trunk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from workers.errors import UserError
+from workers.models.checkpoints import as_state_dict, read_torch
+from workers.models.kazemi import KazemiConfig
+
+_SIZES = {
+    "embedding": ("text.embedding.weight", 1),
+    "state": ("attention.q_lin.weight", 1),
+    "attention": ("attention.q_lin.weight", 0),
+    "glimpses": ("attention.x_conv.weight", 0),
+    "hidden": ("classifier.lin1.weight", 0),
+}
+"""Which axis of which tensor tells a size; the file's own ``config`` has only the image's."""
+
+
+def read(path: Path) -> tuple[KazemiConfig, dict[str, Tensor]]:
+    """Configuration and head weights of ``logs/NAME.pth``: ``weights``, ``vocab`` and ``config``.
+
+    The vocabulary numbers words from 1 and answers from 0.
+    """
+    found = read_torch(path)
+    weights = as_state_dict(_part(found, "weights", path), f"{path}: 'weights'")
+    vocab = _part(found, "vocab", path)
+    image = _part(found, "config", path)
+    fields = {
+        **{key: image[key] for key in ("image_size", "central_fraction") if key in image},
+        **{size: _length(weights, *axis, path) for size, axis in _SIZES.items()},
+        "words": _entries(vocab, "question", 1, path),
+        "answers": _entries(vocab, "answer", 0, path),
+    }
+    try:
+        return KazemiConfig.model_validate(fields), weights
+    except ValidationError as error:
+        raise UserError(f"{path} does not describe a model: {error}; train it again") from error
+
+
+def _part(found: Any, name: str, path: Path) -> Any:
+    parts = found if isinstance(found, Mapping) else {}
+    if not isinstance(parts.get(name), Mapping):
+        raise UserError(
+            f"{path} has no {name!r}, so it is not a checkpoint of pytorch-vqa; give the file "
+            "that its training or its release wrote (a trunk goes into trunk_checkpoint)"
+        )
+    return parts[name]
+
+
+def _length(weights: Mapping[str, Tensor], name: str, axis: int, path: Path) -> int:
+    if name not in weights or weights[name].ndim <= axis:
+        raise UserError(
+            f"{path}: 'weights' has no tensor {name!r} with {axis + 1} axes or more; give a "
+            "checkpoint of pytorch-vqa's published network"
+        )
+    return weights[name].shape[axis]
+
+
+def _entries(vocab: Any, name: str, first: int, path: Path) -> tuple[str, ...]:
+    """The vocabulary in the order of its numbers, which must run from ``first`` without a gap."""
+    numbers = _part(vocab, name, path)
+    ordered = sorted(numbers, key=numbers.__getitem__)
+    if [numbers[entry] for entry in ordered] != list(range(first, first + len(ordered))):
+        raise UserError(
+            f"{path}: the {name} vocabulary of {len(ordered)} entries is not numbered {first} to "
+            f"{first + len(ordered) - 1}; write it again with pytorch-vqa's preprocess-vocab.py"
+        )
+    return tuple(ordered)

@@ -1,0 +1,114 @@
+"""The recipes of Kazemi-Elqursh models: from files, from a seed, and those shipped with VQAtlas."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from workers.errors import UserError
+from workers.models import kazemi, pytorch_vqa
+from workers.models.base import ModelSpec, VQAModel, freeze
+from workers.models.checkpoints import is_safetensors, load_weights, read_state_dict
+from workers.models.kazemi import Kazemi, KazemiConfig
+from workers.models.trunks import TrunkName
+from workers.models.untrained import ANSWERS, WORDS, untrained
+
+WEIGHTS = Path(__file__).parent / "weights"
+PUBLISHED = KazemiConfig(words=WORDS, answers=ANSWERS)
+HEAD = ("text", "attention", "classifier")
+
+
+class KazemiSpec(ModelSpec):
+    """A Kazemi-Elqursh model from a checkpoint, or from a seed to try the geometry."""
+
+    checkpoint: Path | None = None
+    """Ours (.safetensors, all in one) or pytorch-vqa's (.pth, everything but the trunk)."""
+    trunk_checkpoint: Path | None = None
+    """The state_dict of pytorch-vqa's trunk, with torchvision's parameter names."""
+    random_seed: int | None = None
+    """Instead of a checkpoint: random weights, whose maps explain nothing."""
+    trunk: TrunkName | None = None
+    """Overrides the checkpoint's, or the published ``resnet152_caffe``; so do the next two."""
+    image_size: int | None = Field(default=None, ge=1)
+    central_fraction: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.checkpoint is None) == (self.random_seed is None):
+            raise ValueError("give either checkpoint (a weight file) or random_seed (a number)")
+        if self.random_seed is not None and self.trunk_checkpoint is not None:
+            raise ValueError("trunk_checkpoint goes with checkpoint, not with random_seed")
+        return self
+
+    def build(self, device: torch.device) -> VQAModel:
+        return freeze(self._load().to(device))
+
+    def _load(self) -> Kazemi:
+        if self.random_seed is not None:
+            return untrained(self._override(PUBLISHED), self.random_seed)
+        assert self.checkpoint is not None  # _one_source
+        if is_safetensors(self.checkpoint):
+            return self._whole(self.checkpoint)
+        return self._head_and_trunk(self.checkpoint)
+
+    def _override(self, config: KazemiConfig) -> KazemiConfig:
+        fields = ("trunk", "image_size", "central_fraction")
+        given: dict[str, Any] = {
+            f: getattr(self, f) for f in fields if getattr(self, f) is not None
+        }
+        return config.model_copy(update=given)
+
+    def _whole(self, checkpoint: Path) -> Kazemi:
+        if self.trunk_checkpoint is not None:
+            raise UserError(
+                f"{checkpoint} has its own trunk; leave out trunk_checkpoint "
+                f"({self.trunk_checkpoint})"
+            )
+        config, tensors = kazemi.read(checkpoint)
+        return kazemi.assemble(self._override(config), tensors, checkpoint)
+
+    def _head_and_trunk(self, checkpoint: Path) -> Kazemi:
+        if self.trunk_checkpoint is None:
+            raise UserError(
+                f"{checkpoint} holds no image trunk; give the trunk's state_dict as "
+                "trunk_checkpoint"
+            )
+        config, weights = pytorch_vqa.read(checkpoint)
+        model = Kazemi(self._override(config))
+        name = model.config.trunk
+        head = nn.ModuleDict({part: getattr(model, part) for part in HEAD})
+        load_weights(head, weights, checkpoint, f"give one trained on the trunk {name!r}")
+        trunk = read_state_dict(self.trunk_checkpoint)
+        layers = {key: tensor for key, tensor in trunk.items() if not key.startswith("fc.")}
+        remedy = f"give weights of the trunk {name!r} under torchvision's parameter names"
+        load_weights(model.trunk_net, layers, self.trunk_checkpoint, remedy)
+        return model
+
+
+class _ShippedSpec(ModelSpec):
+    """A small model whose weights are in the package."""
+
+    file: ClassVar[str]
+    made_by: ClassVar[str]
+
+    def build(self, device: torch.device) -> VQAModel:
+        path = WEIGHTS / self.file
+        if not path.exists():
+            raise UserError(f"{path} does not exist; make it with `{self.made_by}`")
+        return freeze(kazemi.load(path).to(device))
+
+
+class DemoSpec(_ShippedSpec):
+    """The model of the embedded world of shapes."""
+
+    file = "demo.safetensors"
+    made_by = "make demo-model"
+
+
+class EasyVQASpec(_ShippedSpec):
+    """A model of easy-VQA (Victor Zhou, 2019)."""
+
+    file = "easy_vqa.safetensors"
+    made_by = "make easy-vqa-model"
