@@ -4,18 +4,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.arrays import ArraySpec
 from schemas.base import Frozen
+from workers.methods.relu_rules import Trace, record
 from workers.models.base import Capability, Geometry, HeadOutput, SplitModel, Tokens, VQAModel
 
 Score = Literal["probability", "logit", "log_probability"]
 Target = Literal["predicted", "truth"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,16 @@ class Scene:
     truths: Sequence[int | None]
     targets: Sequence[Target] = ("predicted", "truth")
     batch: int = 32
+    gradients: bool = False
+    """Whether a gradient method will follow: the clean pass then keeps its graph for it."""
     shared: dict[object, object] = field(default_factory=dict)
     """Results methods leave for one another, keyed by what was computed."""
 
-    def once(self, key: object, compute: Callable[[], object]) -> object:
+    def once(self, key: object, compute: Callable[[], Result]) -> Result:
         """``compute()`` the first time a key is asked for, the same object afterwards."""
         if key not in self.shared:
             self.shared[key] = compute()
-        return self.shared[key]
+        return cast(Result, self.shared[key])
 
     @property
     def split(self) -> SplitModel:
@@ -63,9 +68,16 @@ class Scene:
         return self.split.normalise(self.canvas[None].to(self.model.dtype))
 
     @cached_property
+    def trunk_trace(self) -> Trace:
+        """The clean trunk pass ``(1, 3, y, x) -> (1, channel, y, x)`` with its graph."""
+        return record(self.split.trunk, self.pixels)
+
+    @cached_property
     @torch.no_grad()
     def features(self) -> Tensor:
         """The clean trunk output ``(1, channel, y, x)``, without a graph."""
+        if self.gradients:
+            return self.trunk_trace.output.detach()
         return self.split.trunk(self.pixels)
 
     @cached_property
@@ -101,22 +113,60 @@ class Scene:
         return rows
 
 
+def log_odds(logits: Tensor, answers: Tensor) -> Tensor:
+    """``log(p / (1 - p))`` of ``answers (n,)`` under ``logits (n, answer)`` -> ``(n,)``: the
+    answer's logit less the log-sum-exp of the others, which stays exact where ``1 - p`` is 0."""
+    own = logits.gather(-1, answers[:, None])
+    others = logits.scatter(-1, answers[:, None], -torch.inf)
+    return own[:, 0] - others.logsumexp(-1)
+
+
 def scores(logits: Tensor, answers: Tensor, score: Score) -> Tensor:
     """The explained score of ``answers (n,)`` under ``logits (n, answer)`` -> ``(n,)``."""
     if score == "logit":
-        values = logits
-    elif score == "probability":
-        values = logits.softmax(-1)
-    else:
-        values = logits.log_softmax(-1)
-    return values.gather(-1, answers[:, None])[:, 0]
+        return logits.gather(-1, answers[:, None])[:, 0]
+    log_probability = F.logsigmoid(log_odds(logits, answers))
+    return log_probability.exp() if score == "probability" else log_probability
+
+
+def score_drops(clean: Tensor, perturbed: Tensor, answer: int, score: Score) -> Tensor:
+    """``score(clean) - score(perturbed)`` of one answer, in float64: ``clean (answer,)`` and
+    ``perturbed (n, answer)`` logits -> ``(n,)``."""
+    logits = torch.cat([clean[None], perturbed]).double()
+    answers = logits.new_full((len(logits),), answer, dtype=torch.long)
+    if score == "probability":
+        odds = log_odds(logits, answers)
+        return _sigmoid_difference(odds[0], odds[1:])
+    values = scores(logits, answers, score)
+    return values[0] - values[1:]
+
+
+def _sigmoid_difference(a: Tensor, b: Tensor) -> Tensor:
+    """``sigmoid(a) - sigmoid(b)`` without cancellation: of a confident answer both are near 1."""
+    high, low = torch.maximum(a, b), torch.minimum(a, b)
+    size = high.sigmoid() * (-low).sigmoid() * -torch.expm1(low - high)
+    return torch.copysign(size, a - b)
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Named arrays: ``(row, *dims)`` where the spec is per target, else ``(question, *dims)``."""
+    """Named arrays: ``(row, *dims)`` where the spec is per target, else ``(question, *dims)``.
+
+    They are in the precision they were computed in; the store casts to the spec's type.
+    """
 
     arrays: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, arrays: dict[str, Tensor]) -> "Maps":
+        """From tensors on any device."""
+        return cls({name: to_numpy(tensor) for name, tensor in arrays.items()})
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """On the host; bfloat16, which numpy lacks, as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+"""The backward passes of a scene, each made once and shared by every gradient method.
+
+The trunk runs forward once an image, the head once a row. From there a rule costs one head pass
+backward for all rows, and, only where pixels are asked for, one batched trunk pass backward.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.methods.base import Scene, Score, scores
+from workers.methods.relu_rules import Rule, Trace, record
+from workers.models.base import Words
+from workers.sweep.batches import in_batches
+
+
+class HeadGradients(NamedTuple):
+    """Of each row's score: with respect to ``features (row, channel, y, x)`` and the question's
+    ``states (row, state)``."""
+
+    features: Tensor
+    states: Tensor
+
+
+def head_gradients(scene: Scene, score: Score, rule: Rule) -> HeadGradients:
+    """d score / d features and d score / d question state, ReLUs of the head by ``rule``."""
+
+    def compute() -> HeadGradients:
+        trace = _head_trace(scene)
+        return HeadGradients(*trace.pull_back(_logit_gradients(scene, trace, score), rule))
+
+    return scene.once(("head gradients", score, rule), compute)
+
+
+def pixel_gradients(scene: Scene, score: Score, rule: Rule) -> Tensor:
+    """d score / d normalised pixels, ``(row, 3, y, x)``, every ReLU by ``rule``."""
+
+    def compute() -> Tensor:
+        gradients = head_gradients(scene, score, rule).features[:, None]
+        return in_batches(
+            scene,
+            len(gradients),
+            lambda rows: scene.trunk_trace.pull_back_many(gradients[rows], rule)[0][:, 0],
+        )
+
+    return scene.once(("pixel gradients", score, rule), compute)
+
+
+class WordGradients(NamedTuple):
+    """Per row: ``embeddings`` and ``gradients (row, word, channel)``, padded at the end."""
+
+    embeddings: Tensor
+    gradients: Tensor
+
+
+def word_gradients(scene: Scene, score: Score) -> WordGradients:
+    """d score / d word embedding: the plain derivative, whatever rules the image methods use."""
+    words = scene.split.words([scene.questions[row.question] for row in scene.rows])
+    trace = record(
+        lambda embeddings: scene.split.encode(Words(embeddings, words.lengths)), words.embeddings
+    )
+    states = head_gradients(scene, score, "saliency").states
+    return WordGradients(words.embeddings, *trace.pull_back(states, "saliency"))
+
+
+def _head_trace(scene: Scene) -> Trace:
+    """Every row through the head: ``(features, states) -> logits (row, answer)``."""
+    states = scene.states[[row.question for row in scene.rows]]
+    features = scene.features.expand(len(states), -1, -1, -1)
+    return scene.once(
+        "head trace", lambda: record(lambda f, s: scene.split.head(f, s).logits, features, states)
+    )
+
+
+def _logit_gradients(scene: Scene, trace: Trace, score: Score) -> Tensor:
+    """d score / d logits ``(row, answer)``; softmax has no ReLU, so it is the same by any rule."""
+    answers = torch.tensor([row.answer for row in scene.rows], device=trace.output.device)
+    logits = trace.output.detach().requires_grad_()
+    with torch.enable_grad():
+        total = scores(logits, answers, score).sum()
+    return torch.autograd.grad(total, logits)[0]

@@ -1,0 +1,79 @@
+"""Importance of the question's words."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from workers.methods.backward import WordGradients, word_gradients
+from workers.methods.base import Row, Scene, Score, WordMethod, WordScores, score_drops, to_numpy
+from workers.models.base import Capability, Tokens
+from workers.sweep.batches import in_batches
+
+
+class WordOcclusion(WordMethod):
+    """``f(q) - f(q without word i)``, the image kept (Goyal et al. 2016, section 3.2).
+
+    The question gets shorter; the only word of a question leaves the empty one. ``top_answers`` is
+    the answer that each shorter question gets.
+    """
+
+    score: Score = "probability"
+
+    def explain(self, scene: Scene) -> WordScores:
+        logits = scene.once("word occlusion", lambda: dropped_logits(scene))
+        return WordScores(
+            [to_numpy(self._drops(scene, logits, row)) for row in scene.rows],
+            [to_numpy(of_question.argmax(1).to(torch.int32)) for of_question in logits],
+        )
+
+    def _drops(self, scene: Scene, logits: list[Tensor], row: Row) -> Tensor:
+        clean = scene.output.logits[row.question]
+        return score_drops(clean, logits[row.question], row.answer, self.score)
+
+
+@torch.no_grad()
+def dropped_logits(scene: Scene) -> list[Tensor]:
+    """For each question ``(word, answer)``: the logits without that word."""
+    shorter = [without for question in scene.questions for without in drop_each(question)]
+    lengths = [len(question) for question in scene.questions]
+    if not shorter:
+        return [scene.output.logits[:0]] * len(lengths)
+    logits = in_batches(scene, len(shorter), lambda batch: _answer(scene, shorter[batch]))
+    return list(logits.split(lengths))
+
+
+def drop_each(question: Tokens) -> list[Tokens]:
+    """The question without its first word, without its second, and so on."""
+    return [question[:i] + question[i + 1 :] for i in range(len(question))]
+
+
+def _answer(scene: Scene, questions: list[Tokens]) -> Tensor:
+    """Logits ``(n, answer)`` of n questions on the clean image; a split model's trunk is spared."""
+    if Capability.SPLIT not in scene.model.provides:
+        return scene.model.logits(scene.canvas.expand(len(questions), -1, -1, -1), questions)
+    features = scene.features.expand(len(questions), -1, -1, -1)
+    return scene.split.head(features, scene.split.encode(scene.split.words(questions))).logits
+
+
+class WordGradient(WordMethod):
+    """``|| d f / d e_i ||`` of each word's embedding ``e_i`` (Goyal et al. 2016, section 3.1).
+
+    The language path keeps its true derivatives; no guided rule is applied to it.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.SPLIT, Capability.GRADIENTS})
+    reduction: Literal["l2_norm", "grad_x_input"] = "l2_norm"
+    """``grad_x_input`` is ``sum_c e_ic (d f / d e_ic)``, which keeps the sign."""
+
+    def explain(self, scene: Scene) -> WordScores:
+        values = self._reduce(
+            scene.once(("word gradients", self.score), lambda: word_gradients(scene, self.score))
+        )
+        lengths = [len(scene.questions[row.question]) for row in scene.rows]
+        return WordScores([to_numpy(of_row[:n]) for of_row, n in zip(values, lengths, strict=True)])
+
+    def _reduce(self, words: WordGradients) -> Tensor:
+        if self.reduction == "l2_norm":
+            return words.gradients.norm(dim=-1)
+        return (words.gradients * words.embeddings).sum(-1)

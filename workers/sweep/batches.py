@@ -1,0 +1,49 @@
+"""Work in batches that shrink when the device's memory does not hold them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from workers.errors import BadExample
+from workers.methods.base import Scene
+
+
+def in_batches(scene: Scene, total: int, compute: Callable[[slice], Tensor]) -> Tensor:
+    """``compute`` over ``total`` items, at most ``scene.batch`` at a time, concatenated.
+
+    Out of memory halves ``scene.batch``, for the rest of the scene too, and repeats the batch; a
+    batch of one that fails is a ``BadExample``.
+    """
+    parts: list[Tensor] = []
+    start = 0
+    while start < total:
+        stop = min(start + scene.batch, total)
+        part = _unless_out_of_memory(compute, slice(start, stop))
+        if part is None:
+            _halve(scene, stop - start)
+            continue
+        parts.append(part)
+        start = stop
+    return torch.cat(parts)
+
+
+def _unless_out_of_memory(compute: Callable[[slice], Tensor], items: slice) -> Tensor | None:
+    # Returning lets go of the error, whose traceback holds the failed batch's tensors.
+    try:
+        return compute(items)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _halve(scene: Scene, tried: int) -> None:
+    if tried == 1:
+        geometry = scene.model.geometry
+        raise BadExample(
+            f"out of memory on {scene.model.device} with a batch of 1 image of "
+            f"{geometry.input_height} x {geometry.input_width} pixels; use a device with more "
+            "memory or a smaller input."
+        )
+    scene.batch = tried // 2
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
