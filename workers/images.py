@@ -75,7 +75,11 @@ def _reading(path: Path, limits: ImageLimits) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise BadExample(_too_large(path, "more than 178956970", limits)) from error
     except BROKEN as error:
-        raise BadExample(f"{path}: broken image ({error}); download it again") from error
+        if isinstance(error, OSError) and error.strerror:
+            message = f"cannot be read ({error.strerror}); correct the path or its permissions"
+        else:
+            message = f"broken image ({error}); download it again"
+        raise BadExample(f"{path}: {message}") from error
 
 
 def _check_header(path: Path, image: Image.Image, limits: ImageLimits) -> None:

@@ -1,7 +1,7 @@
 """easy-VQA: one coloured shape an image, so the pixels that matter are known exactly."""
 
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from schemas.example import Example
 from schemas.limits import ImageLimits
-from workers.datasets.official import FileDataset, Id, RecordFile, Report
+from workers.datasets.official import FileDataset, Id, RecordFile, Report, inside
 from workers.images import decode
 
 BACKGROUND = 230
@@ -42,14 +42,12 @@ class EasyVQA(FileDataset):
         numbered = list(records.records(EasyRecord, report))
         numbered.sort(key=lambda item: item[1].image_id)
         by_image = groupby(numbered, key=lambda item: item[1].image_id)
-        for count, (_, questions) in enumerate(by_image):
-            if count == self.images:
-                return
+        for image_id, questions in islice(by_image, self.images):
+            image = inside(self.root, f"{self.split}/images/{image_id}.png", records.path)
             for index, record in spaced(list(questions), self.questions_per_image):
-                yield self._example(index, record)
+                yield self._example(index, record, image)
 
-    def _example(self, index: int, record: EasyRecord) -> Example:
-        image = self.root.resolve() / self.split / "images" / f"{record.image_id}.png"
+    def _example(self, index: int, record: EasyRecord, image: Path) -> Example:
         return Example(
             question_id=index,
             image_id=record.image_id,

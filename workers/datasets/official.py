@@ -268,7 +268,7 @@ class ImageFolder:
                     return (
                         inside(self.folder, folder / name, named_in) if is_link else folder / name
                     )
-        return places[0][0] / f"{stems[0]}.jpg"
+        return inside(self.folder, places[0][0] / f"{stems[0]}.jpg", named_in)
 
 
 MAP_NAME = re.compile(r"(\d+)_(\d+)\.png")

@@ -55,12 +55,13 @@ def files_by_name(root: Path) -> dict[str, list[Path]]:
 def find(root: Path, file: str, files: dict[str, list[Path]], named_in: str) -> Path:
     """The file meant; where there is none, the path it should have, for decoding to miss."""
     path = inside(root, file, named_in)
-    if path.exists() or file not in files:
+    found = files.get(file, [])
+    if not found or root.resolve() / file in found:
         return path
-    if len(files[file]) > 1:
-        places = ", ".join(str(place.relative_to(root.resolve())) for place in files[file])
+    if len(found) > 1:
+        places = ", ".join(sorted(str(place.relative_to(root.resolve())) for place in found))
         raise UserError(
-            f"{named_in}: {len(files[file])} files below {root} are named '{file}': {places}; "
-            f"give the path of the one meant"
+            f"{named_in}: {len(found)} files below {root} are named '{file}': {places}; "
+            "give the path of the one meant"
         )
-    return inside(root, files[file][0], named_in)
+    return inside(root, found[0], named_in)

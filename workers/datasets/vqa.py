@@ -65,7 +65,8 @@ class VQA(FileDataset):
         annotations = None
         if self.annotations:
             annotations = RecordFile.open(self.root / self.annotations, "annotations")
-        split = self.split or questions.envelope.get("data_subtype")
+        subtype = questions.envelope.get("data_subtype")
+        split = self.split or (subtype if isinstance(subtype, str) else None)
         return join(questions, self.question_record, annotations, report), split
 
     def _maps(self, joined: list[Joined]) -> dict[int, tuple[str, ...]]:
