@@ -1,0 +1,30 @@
+"""The embedded world as a dataset: official files that are generated when they are not there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from schemas.example import Example
+from workers.datasets.base import Dataset, Report
+from workers.datasets.vqa import VQA
+from workers.world.files import Places, WorldConfig, write_world
+
+
+class Shapes(WorldConfig, Dataset):
+    """Questions about scenes of three to six coloured shapes, with three attention maps each.
+
+    Under ``root`` there is one world a split; asking for another configuration of the same split
+    is a ``UserError``.
+    """
+
+    def read(self, report: Report) -> Iterator[Example]:
+        chosen = self.model_dump(include=set(WorldConfig.model_fields))
+        write_world(self.root, WorldConfig.model_validate(chosen))
+        places = Places(Path(), self.split)
+        official = VQA(
+            root=self.root,
+            questions=places.questions,
+            annotations=places.annotations,
+            images=Path(),
+            hat=places.hat,
+        )
+        yield from official.read(report)

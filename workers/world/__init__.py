@@ -1,0 +1,1 @@
+"""The embedded world: scenes of several objects, questions about them, and ten noisy observers."""
