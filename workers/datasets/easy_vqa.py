@@ -10,7 +10,9 @@ from pydantic import Field
 
 from schemas.example import Example
 from schemas.limits import ImageLimits
-from workers.datasets.official import FileDataset, Id, RecordFile, Report, inside
+from workers.datasets.base import Dataset, Report
+from workers.datasets.folders import inside
+from workers.datasets.official import Id, RecordFile
 from workers.images import decode
 
 BACKGROUND = 230
@@ -25,7 +27,7 @@ class EasyRecord(NamedTuple):
     image_id: Id
 
 
-class EasyVQA(FileDataset):
+class EasyVQA(Dataset):
     """easy-VQA (Zhou 2019, github.com/vzhou842/easy-VQA); ``root`` is its ``easy_vqa/data``.
 
     ``question_id`` is the question's position in ``questions.json``, whatever is selected.

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from schemas.example import Example
-from workers.datasets.official import FileDataset, Id, OfficialRecord, RecordFile, Report, inside
+from workers.datasets.base import Dataset, Report
+from workers.datasets.folders import inside
+from workers.datasets.official import Id, OfficialRecord, RecordFile
 from workers.errors import UserError
 
 
@@ -19,7 +21,7 @@ class PhotoRecord(OfficialRecord):
     answer: str | None = None
 
 
-class Photos(FileDataset):
+class Photos(Dataset):
     """Questions about any photographs, with or without an answer.
 
     ``question_id`` is the record's position in the list.

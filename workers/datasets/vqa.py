@@ -7,23 +7,16 @@ from typing import ClassVar
 from pydantic import model_validator
 
 from schemas.example import Example
-from workers.datasets.official import (
-    FileDataset,
-    ImageFolder,
-    Joined,
-    QuestionRecord,
-    RecordFile,
-    Report,
-    human_map_index,
-    join,
-)
+from workers.datasets.base import Dataset, Report
+from workers.datasets.folders import ImageFolder, human_map_index
+from workers.datasets.official import Labelled, QuestionRecord, RecordFile, join
 from workers.errors import UserError
 
 IMAGES_OF = {"test-dev2015": "test2015"}
 """The one split whose images go by another split's name."""
 
 
-class VQA(FileDataset):
+class VQA(Dataset):
     """Antol et al. 2015 (v1) and Goyal et al. 2017 (v2), as published on visualqa.org.
 
     Which version and task it is, the files say. v1's multiple choices go to ``Example.choices``.
@@ -59,7 +52,7 @@ class VQA(FileDataset):
             if human_maps or not self.with_human_maps_only:
                 yield self._example(item, images, split, human_maps)
 
-    def _joined(self, report: Report) -> tuple[list[Joined], str | None]:
+    def _joined(self, report: Report) -> tuple[list[Labelled], str | None]:
         """Checked records and the file's own split; the raw JSON is let go of."""
         questions = RecordFile.open(self.root / self.questions, "questions")
         annotations = None
@@ -69,7 +62,7 @@ class VQA(FileDataset):
         split = self.split or (subtype if isinstance(subtype, str) else None)
         return join(questions, self.question_record, annotations, report), split
 
-    def _maps(self, joined: list[Joined]) -> dict[int, tuple[str, ...]]:
+    def _maps(self, joined: list[Labelled]) -> dict[int, tuple[str, ...]]:
         if self.hat is None:
             return {}
         maps = human_map_index(self.root / self.hat)
@@ -82,7 +75,7 @@ class VQA(FileDataset):
         return maps
 
     def _example(
-        self, item: Joined, images: ImageFolder, split: str | None, human_maps: tuple[str, ...]
+        self, item: Labelled, images: ImageFolder, split: str | None, human_maps: tuple[str, ...]
     ) -> Example:
         question, label = item.question, item.label
         record = f"{self.root / self.questions}: question_id {question.question_id}"
@@ -92,7 +85,7 @@ class VQA(FileDataset):
                 f"{record}: the file does not say which COCO split its images are of; "
                 "set split, for instance to val2014"
             )
-        image = images.path(IMAGES_OF.get(split, split), question.image_id, record)
+        image = images.find(IMAGES_OF.get(split, split), question.image_id, record)
         return Example(
             question_id=question.question_id,
             image_id=question.image_id,

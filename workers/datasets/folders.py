@@ -1,0 +1,88 @@
+"""Files that records refer to: listed a folder at a time, and never outside their folder."""
+
+import os
+import re
+from pathlib import Path
+
+from workers.errors import UserError
+
+MAP_NAME = re.compile(r"(\d+)_(\d+)\.png")
+
+
+def inside(root: Path, path: str | Path, named_in: object = "") -> Path:
+    """``root / path`` with every link followed; ``UserError`` where that leaves ``root``.
+
+    ``named_in`` is the data file that gave the path, for the message.
+    """
+    where = f"{named_in}: " if named_in else ""
+    base = root.resolve()
+    try:
+        target = (base / path).resolve()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{where}{str(path)!r} is not a path ({error}); correct it") from error
+    if not target.is_relative_to(base):
+        raise UserError(
+            f"{where}{str(path)!r} leads outside {base}, to {target}; "
+            "move the file into that folder or name a folder that holds both"
+        )
+    return target
+
+
+class Folder:
+    """A folder listed once, so that looking a name up touches no file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.links: dict[str, bool] = {}
+        if path.is_dir():
+            with os.scandir(path) as entries:
+                self.links = {entry.name: entry.is_symlink() for entry in entries}
+
+    def file(self, name: str, root: Path, named_in: object) -> Path:
+        """The path of a listed name; a link must lead somewhere inside ``root``."""
+        path = self.path / name
+        return inside(root, path, named_in) if self.links[name] else path
+
+
+class ImageFolder:
+    """Where COCO's images are.
+
+    ``{split}/COCO_{split}_{image_id:012d}.jpg`` (2014 and VQA) or ``{image_id:012d}.jpg`` (2017),
+    with or without the folder of the split; also ``.png``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise UserError(f"{path}: no such folder of images; correct the field 'images'")
+        self.flat = Folder(path)
+        self.splits: dict[str, Folder] = {}
+
+    def find(self, split: str, image_id: int, named_in: object = "") -> Path:
+        """The image's file; the official name where there is none, for decoding to miss."""
+        if split not in self.splits:
+            self.splits[split] = Folder(inside(self.flat.path, split, named_in))
+        official = f"COCO_{split}_{image_id:012d}"
+        names = [
+            f"{stem}{end}" for stem in (official, f"{image_id:012d}") for end in (".jpg", ".png")
+        ]
+        for folder in (self.splits[split], self.flat):
+            for name in names:
+                if name in folder.links:
+                    return folder.file(name, self.flat.path, named_in)
+        return inside(self.flat.path, self.splits[split].path / names[0], named_in)
+
+
+def human_map_index(path: Path) -> dict[int, tuple[str, ...]]:
+    """VQA-HAT (Das et al. 2016): ``{question_id}_{k}.png`` by question, in the order of k."""
+    folder = Folder(path)
+    maps: dict[int, list[tuple[int, str]]] = {}
+    for name in folder.links:
+        if match := MAP_NAME.fullmatch(name):
+            file = str(folder.file(name, folder.path, path))
+            maps.setdefault(int(match[1]), []).append((int(match[2]), file))
+    if not maps:
+        raise UserError(
+            f"{path}: no attention map named '{{question_id}}_{{k}}.png' in it; "
+            "name the unpacked VQA-HAT folder"
+        )
+    return {question: tuple(file for _, file in sorted(found)) for question, found in maps.items()}
