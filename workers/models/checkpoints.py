@@ -2,11 +2,13 @@
 
 import pickle
 import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -19,6 +21,7 @@ _DAMAGED = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
+    OSError,
     ValueError,
     LookupError,
     TypeError,
@@ -66,7 +69,9 @@ def read_torch(path: Path) -> Any:
             f"{path} is neither a safetensors file nor a PyTorch checkpoint; give one of the two"
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of other pickle protocols, which load or fail anyway
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         raise UserError(
             f"{path} is damaged, or holds more than tensors in plain containers, which could run "
@@ -119,6 +124,12 @@ def load_weights(model: nn.Module, found: Mapping[str, Tensor], path: Path, reme
                 f"{_shape(tensor)}; {remedy}"
             )
     model.load_state_dict(found, strict=False)
+
+
+def first_error(error: ValidationError) -> str:
+    """Field and reason of the first thing wrong with a configuration."""
+    first = error.errors()[0]
+    return ": ".join([*map(str, first["loc"]), first["msg"]])
 
 
 def _shape(tensor: Tensor) -> str:

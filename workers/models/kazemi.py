@@ -20,7 +20,7 @@ from schemas.base import Frozen
 from schemas.frame import Frame
 from workers.errors import UserError
 from workers.models.base import Geometry, HeadOutput, SplitModel, Tokens, Words
-from workers.models.checkpoints import load_weights, read_safetensors
+from workers.models.checkpoints import first_error, load_weights, read_safetensors
 from workers.models.preprocessing import Resize, square_crop, to_canvas
 from workers.models.tokenisers import TOKENISERS
 from workers.models.trunks import TRUNKS, TrunkName
@@ -242,8 +242,8 @@ def read(path: Path) -> tuple[KazemiConfig, dict[str, Tensor]]:
         return KazemiConfig.model_validate_json(metadata.get("config", "")), tensors
     except ValidationError as error:
         raise UserError(
-            f"{path} holds no valid configuration ({error.errors()[0]['msg']}); save the model "
-            "again with workers.models.kazemi.save"
+            f"{path} holds no valid configuration ({first_error(error)}); save the model again "
+            "with workers.models.kazemi.save"
         ) from error
 
 

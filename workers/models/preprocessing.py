@@ -60,14 +60,9 @@ def square_crop(height: int, width: int, size: int, fraction: float, resize: Res
 
 
 def to_canvas(image: np.ndarray, crop: Crop) -> Tensor:
-    """Upright uint8 RGB ``(y, x, 3)`` -> float canvas ``(3, y, x)`` in 0..255, bilinear.
-
-    Pillow resamples the crop alone, which gives the pixels that resizing everything and cropping
-    afterwards gives, without the gigabytes that a very long image would take.
-    """
-    height, width = image.shape[:2]
-    down, across = height / crop.resized_height, width / crop.resized_width
-    box = (crop.left * across, crop.top * down, crop.right * across, crop.bottom * down)
-    size = (crop.right - crop.left, crop.bottom - crop.top)
-    pixels = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, box=box)
+    """Upright uint8 RGB ``(y, x, 3)`` -> float canvas ``(3, y, x)`` in 0..255, by Pillow's bilinear
+    filter, which averages when it shrinks."""
+    size = (crop.resized_width, crop.resized_height)
+    resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    pixels = resized.crop((crop.left, crop.top, crop.right, crop.bottom))
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).float()

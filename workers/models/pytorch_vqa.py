@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from workers.errors import UserError
-from workers.models.checkpoints import as_state_dict, read_torch
+from workers.models.checkpoints import as_state_dict, first_error, read_torch
 from workers.models.kazemi import KazemiConfig
 
 _SIZES = {
@@ -39,7 +39,10 @@ def read(path: Path) -> tuple[KazemiConfig, dict[str, Tensor]]:
     try:
         return KazemiConfig.model_validate(fields), weights
     except ValidationError as error:
-        raise UserError(f"{path} does not describe a model: {error}; train it again") from error
+        raise UserError(
+            f"{path} does not describe a model ({first_error(error)}); give the file as "
+            "pytorch-vqa wrote it"
+        ) from error
 
 
 def _part(found: Any, name: str, path: Path) -> Any:

@@ -70,12 +70,12 @@ class KazemiSpec(ModelSpec):
         return kazemi.assemble(self._override(config), tensors, checkpoint)
 
     def _head_and_trunk(self, checkpoint: Path) -> Kazemi:
+        config, weights = pytorch_vqa.read(checkpoint)
         if self.trunk_checkpoint is None:
             raise UserError(
                 f"{checkpoint} holds no image trunk; give the trunk's state_dict as "
                 "trunk_checkpoint"
             )
-        config, weights = pytorch_vqa.read(checkpoint)
         model = Kazemi(self._override(config))
         name = model.config.trunk
         head = nn.ModuleDict({part: getattr(model, part) for part in HEAD})
