@@ -24,7 +24,7 @@ class RankCorrelation(Metric):
     """
 
     names: ClassVar[tuple[str, ...]] = ("rank_correlation",)
-    side: int = Field(14, ge=2)
+    side: int = Field(default=14, ge=2)
     """Cells along each axis of the grid."""
 
     def prepare(self, maps: Sequence[np.ndarray]) -> list[Ranked]:

@@ -51,16 +51,16 @@ class TangYuan(Metric):
         "ty_dice",
         "ty_f1_nonempty",
     )
-    side: int = Field(448, ge=2)
+    side: int = Field(default=448, ge=2)
     """Pixels along each axis."""
-    top: float = Field(0.1, gt=0, le=1)
+    top: float = Field(default=0.1, gt=0, le=1)
     """Share of the pixels that form the region: k = ``round(top * side**2)``."""
     ties: Literal["above_minimum", "exact_k"] = "above_minimum"
     """``above_minimum``: at most k pixels, none at the map's minimum, so a map with few non-zero
     pixels is not padded with arbitrary zeros (inferred: the paper's precision and recall differ).
     ``exact_k``: always k pixels. In both, of the pixels tied at the edge the first in row-major
     order enter."""
-    epsilon: float = Field(1e-6, gt=0)
+    epsilon: float = Field(default=1e-6, gt=0)
     """Added to every denominator."""
 
     def prepare(self, maps: Sequence[np.ndarray]) -> list[Prepared]:
@@ -92,11 +92,12 @@ class TangYuan(Metric):
     def score(self, model: Sequence[Prepared], human: Sequence[Prepared]) -> dict[str, Scores]:
         compared: list[tuple[Prepared, Prepared]] = pairs(model, human)
         shared = np.array([np.count_nonzero(m.region & h.region) for m, h in compared])
-        areas = np.array([(m.area, h.area) for m, h in compared])
+        model_areas = np.array([m.area for m, _ in compared])
+        human_areas = np.array([h.area for _, h in compared])
         values = {
             "ty_rank": spearman(compared),
             "ty_intersection": np.array([m.weights @ h.weights for m, h in compared]),
-            **self.overlaps(shared, areas[:, 0], areas[:, 1]),
+            **self.overlaps(shared, model_areas, human_areas),
         }
         faults = degenerate(compared)
         scores = {name: Scores.where(value, faults) for name, value in values.items()}

@@ -1,0 +1,132 @@
+"""Agreement of importance maps with human attention: the tables of the papers.
+
+Goyal et al. 2016, Table 1 (mean and standard error a method); Tang and Yuan, figures 2 and 7
+(means a metric; medians by correctness and confidence).
+"""
+
+import pandas as pd
+from pydantic import Field
+
+from pipeline.studies.summary import Bootstrap, summarise
+from schemas.base import Frozen
+from workers.errors import UserError
+from workers.metrics.base import OK
+
+KEYS = ["method", "target", "metric"]
+BASELINES = frozenset({"random", "center", "shuffled_human", "human"})
+"""What a method is read against: three floors and, as a ceiling, the annotators themselves."""
+HUMAN_TARGET = "human"
+"""The target of rows that compare human maps only, and so hold for every target."""
+
+
+class Confidence(Frozen):
+    """Where a prediction counts as unsure or sure, by its softmax probability.
+
+    Tang and Yuan call it low below 0.25; a small answer vocabulary hardly goes there.
+    """
+
+    low: float = Field(default=0.5, ge=0, le=1)
+    """Low: below this."""
+    high: float = Field(default=0.75, ge=0, le=1)
+    """High: above this."""
+
+
+def agreement(
+    metrics: pd.DataFrame, examples: pd.DataFrame, bootstrap: Bootstrap | None = None
+) -> pd.DataFrame:
+    """One row a (method, target, metric), best mean first, the baselines in their place.
+
+    ``metrics`` has one row a (question_id, method, target, metric, annotator) with ``value`` and
+    ``status``; ``examples`` gives each question its ``image_id``. A question's value is the mean
+    over its annotators; a question none of whose pairs is ok enters no mean and counts as
+    ``n_degenerate``. Human-only rows are repeated for each target, over that target's questions.
+    Columns: ``method, target, metric, mean, standard_error, ci_low, ci_high, median, n_used,
+    n_degenerate, baseline``.
+    """
+    values = _human_rows_per_target(question_values(metrics, examples))
+    return _ranked(summarise(values, KEYS, bootstrap or Bootstrap()))
+
+
+def crossings(
+    metrics: pd.DataFrame,
+    examples: pd.DataFrame,
+    confidence: Confidence | None = None,
+    bootstrap: Bootstrap | None = None,
+) -> pd.DataFrame:
+    """The agreement table of nine groups of examples (Tang and Yuan, section 4.2).
+
+    ``examples`` has ``correct`` and ``confidence`` too. The first column, ``group``, is ``all``,
+    ``correct``, ``wrong``, ``low``, ``high``, ``correct_low``, ``correct_high``, ``wrong_low`` or
+    ``wrong_high``; a group without examples has no rows.
+    """
+    values = _human_rows_per_target(question_values(metrics, examples))
+    tables = {
+        group: _ranked(summarise(members, KEYS, bootstrap or Bootstrap()))
+        for group, questions in question_groups(examples, confidence or Confidence()).items()
+        if len(members := values[values["question_id"].isin(questions)])
+    }
+    return pd.concat(tables, names=["group"]).reset_index("group").reset_index(drop=True)
+
+
+def question_groups(examples: pd.DataFrame, confidence: Confidence) -> dict[str, pd.Series]:
+    """The ``question_id``s of each group. Examples without a prediction are in ``all`` only."""
+    correct = examples["correct"].eq(True).fillna(False).astype(bool)
+    wrong = examples["correct"].eq(False).fillna(False).astype(bool)
+    low = examples["confidence"] < confidence.low
+    high = examples["confidence"] > confidence.high
+    masks = {
+        "all": pd.Series(True, index=examples.index),
+        "correct": correct,
+        "wrong": wrong,
+        "low": low,
+        "high": high,
+        "correct_low": correct & low,
+        "correct_high": correct & high,
+        "wrong_low": wrong & low,
+        "wrong_high": wrong & high,
+    }
+    return {group: examples.loc[mask, "question_id"] for group, mask in masks.items()}
+
+
+def question_values(metrics: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
+    """One row a (method, target, metric, question): the mean over annotators, NaN if none is ok."""
+    ok = metrics["status"] == OK
+    unexplained = metrics[ok & metrics["value"].isna()]
+    if len(unexplained):
+        raise UserError(
+            f"{len(unexplained)} metric rows have status {OK!r} but no value, the first of "
+            f"question {unexplained['question_id'].iloc[0]}: evaluate the run again"
+        )
+    values = metrics.assign(value=metrics["value"].where(ok).astype(float))
+    values = values.groupby([*KEYS, "question_id"], observed=True)["value"].mean().reset_index()
+    return values.assign(image_id=_images(values["question_id"], examples))
+
+
+def _images(questions: pd.Series, examples: pd.DataFrame) -> pd.Series:
+    images = questions.map(examples.set_index("question_id")["image_id"])
+    unknown = questions[images.isna()]
+    if len(unknown):
+        raise UserError(
+            f"{unknown.nunique()} questions have metrics but no example, the first is "
+            f"{unknown.iloc[0]}: pass the examples of the same run"
+        )
+    return images
+
+
+def _human_rows_per_target(values: pd.DataFrame) -> pd.DataFrame:
+    """Rows of human maps alone, repeated for every target over the questions it has."""
+    human = values["target"] == HUMAN_TARGET
+    if human.all():
+        return values
+    repeated = [
+        values[human & values["question_id"].isin(own["question_id"])].assign(target=target)
+        for target, own in values[~human].groupby("target", observed=True)
+    ]
+    return pd.concat([values[~human], *repeated], ignore_index=True)
+
+
+def _ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """Blocks of one metric and target, best mean first; a group without any value comes last."""
+    table = table.assign(baseline=table["method"].isin(BASELINES))
+    order = ["metric", "target", "mean", "method"]
+    return table.sort_values(order, ascending=[True, True, False, True], ignore_index=True)
