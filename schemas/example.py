@@ -6,7 +6,7 @@ from schemas.base import Frozen
 class Example(Frozen):
     """A question about an image, its human answers and where its human maps are.
 
-    Paths are strings, absolute or with a scheme; they were checked to lie inside the dataset's root.
+    Paths are strings, absolute or with a scheme, and were checked to lie inside the dataset's root.
     """
 
     question_id: int

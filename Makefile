@@ -1,0 +1,45 @@
+# Nothing needs to be installed first but Python 3.11 or newer: every target makes .venv by itself.
+PYTHON ?= python3
+PY := .venv/bin/python
+RUN := $(PY) run_pipeline.py
+TORCH_THREADS := OMP_NUM_THREADS=2
+
+.PHONY: demo test lint bench easy-vqa demo-model easy-vqa-model clean
+
+demo: .venv/.installed  ## the whole workflow on the embedded world
+	@$(RUN) demo --out runs/demo
+
+test: .venv/.installed-dev  ## set-up and all tests
+	$(PY) -m pytest
+
+lint: .venv/.installed-dev  ## style, types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: .venv/.installed-dev  ## ours beside Captum; prints ratios
+	$(PY) benchmarks/occlusion.py
+	$(PY) benchmarks/gradients.py
+	$(PY) benchmarks/metrics.py
+
+easy-vqa: .venv/.installed  ## the same job on real easy-VQA; --set dataset.root=... elsewhere
+	$(RUN) run recipes/easy_vqa.yaml --out runs/easy_vqa
+	$(RUN) evaluate runs/easy_vqa
+
+demo-model: .venv/.installed  ## train the embedded model again (under an hour on 2 cores)
+	$(TORCH_THREADS) $(PY) -m workers.train demo
+
+easy-vqa-model: .venv/.installed
+	$(TORCH_THREADS) $(PY) -m workers.train easy-vqa
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed
+	.venv/bin/pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	@touch $@
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

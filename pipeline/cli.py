@@ -1,0 +1,147 @@
+"""Commands and their help; every one ends with 0 (done), 1 (failures recorded), 2 (cannot work),
+or 130 (interrupted)."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.console import console
+from pipeline.report import terminal as report
+from workers.errors import BadExample, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Importance maps for Visual Question Answering models, over whole datasets.\n\n"
+    "A first look: [bold]plan recipes/demo.yaml[/], then [bold]run recipes/demo.yaml "
+    "--out runs/demo[/], then [bold]evaluate runs/demo[/].",
+)
+
+Recipe = Annotated[Path, typer.Argument(help="A YAML file; see recipes/.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field: store.shard_size=8."),
+]
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    out: Annotated[Path | None, typer.Option(help="A run to count as done already.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+) -> None:
+    """What a run would do: examples, trunk passes, bytes, shards left and time. Writes nothing."""
+    from pipeline.plan import make_plan
+    from pipeline.recipe import read_recipe
+
+    report.print_plan(make_plan(read_recipe(recipe, overrides), out))
+
+
+@app.command()
+def run(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option(help="The run's folder; made if absent, resumed if not.")],
+    overrides: Overrides = [],  # noqa: B006
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Compute shards with failures again.")
+    ] = False,
+) -> None:
+    """Explain every example of a dataset. Start it again after any interruption: it goes on."""
+    from pipeline import run as stages
+    from pipeline.recipe import read_recipe
+
+    result = stages.run(read_recipe(recipe, overrides), out, retry_failed)
+    console.print(f"maps: {out}/maps.zarr   index: {out}/maps   next: evaluate {out}")
+    _end(result.failed_examples, out, f"run {recipe} --out {out} --retry-failed")
+
+
+@app.command()
+def evaluate(run_folder: RunFolder, overrides: Overrides = []) -> None:  # noqa: B006
+    """Score every stored map against the dataset's human maps, and print the tables."""
+    from pipeline import run as stages
+
+    result = stages.evaluate(run_folder, overrides)
+    report.print_tables(run_folder)
+    _end(result.failed_examples, run_folder, "run RECIPE --out RUN --retry-failed")
+
+
+@app.command()
+def status(run_folder: RunFolder) -> None:
+    """How much of a run is done, failed and left, and its size on disk."""
+    failed = report.print_status(run_folder)
+    _end(failed, run_folder, "run RECIPE --out RUN --retry-failed")
+
+
+@app.command()
+def failures(
+    run_folder: RunFolder,
+    limit: Annotated[int, typer.Option(help="Rows to print.")] = 20,
+) -> None:
+    """What went wrong: example, stage, message."""
+    report.print_failures(run_folder, limit)
+
+
+@app.command()
+def sheet(
+    run_folder: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="PNG file; RUN/sheet.png by default.")] = None,
+    rows: Annotated[int, typer.Option(help="Examples on the sheet.")] = 8,
+) -> None:
+    """A contact sheet: image, question with its words shaded, every method, human map."""
+    from pipeline.report.sheet import run_sheet
+
+    path = out or run_folder / "sheet.png"
+    run_sheet(run_folder, path, rows)
+    console.print(f"contact sheet: {path}")
+
+
+@app.command()
+def explain(
+    image: Annotated[Path, typer.Option(help="A photo.")],
+    question: Annotated[str, typer.Option(help="What to ask about it.")],
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    model: Annotated[str, typer.Option(help="A model of the catalogue.")] = "demo",
+    answer: Annotated[
+        str | None, typer.Option(help="Explain this answer instead of the model's own.")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Repeat for several; all else.")] = None,
+) -> None:
+    """One picture and one question, every method, no store and no Ray."""
+    from pipeline.report.sheet import single_sheet
+    from pipeline.single import METHODS
+    from pipeline.single import explain as explain_one
+
+    result = explain_one(model, image, question, method or METHODS, answer)
+    single_sheet(result, out)
+    report.print_explanation(result)
+    console.print(f"picture: {out}")
+
+
+def _end(failed: int, run_folder: Path, retry: str) -> None:
+    if failed:
+        console.print(
+            f"[red]{failed} examples failed.[/] See them: python run_pipeline.py failures "
+            f"{run_folder}   Retry them: python run_pipeline.py {retry}",
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run a command; a user's mistake is one message, never a traceback."""
+    try:
+        app()
+    except (UserError, BadExample) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "interrupted: everything committed is kept; the same command goes on from there.",
+            file=sys.stderr,
+        )
+        sys.exit(130)

@@ -1,0 +1,84 @@
+"""The reader: open a finished or running run, query it with pandas, fetch its maps."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
+import zarr
+
+from schemas.rows import arrow_schema
+from workers.store import Definition, RunRecord, Store
+
+
+class Run:
+    """A run's tables as pandas frames and its maps as arrays; committed rows only."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.store = Store(self.root)
+        self.record: RunRecord = self.store.record()
+
+    def table(self, name: str) -> ds.Dataset:
+        """A table as a pyarrow dataset, for filters and columns that need not all be read."""
+        return ds.dataset(self.root / name, schema=arrow_schema(name), format="parquet")
+
+    @cached_property
+    def examples(self) -> pd.DataFrame:
+        return self._frame("examples")
+
+    @cached_property
+    def maps(self) -> pd.DataFrame:
+        return self._frame("maps")
+
+    @cached_property
+    def words(self) -> pd.DataFrame:
+        return self._frame("words")
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        return self._frame("metrics")
+
+    @cached_property
+    def failures(self) -> pd.DataFrame:
+        return self._frame("failures")
+
+    @property
+    def definitions(self) -> dict[str, Definition]:
+        """Label -> parameters and arrays of every method of the run."""
+        return self.store.definitions(["image", "words"])
+
+    def fetch(self, rows: pd.DataFrame, array: str | None = None) -> list[np.ndarray]:
+        """The maps that rows of ``.maps`` point at: float32 ``(y, x)``, in the rows' order.
+
+        ``array`` picks another of the method's arrays, for instance ``top_answer``. Rows of failed
+        maps have none: leave them out (``rows[rows.status != "failed"]``).
+        """
+        failed = rows[rows.status == "failed"]
+        if len(failed):
+            raise ValueError(
+                f"{len(failed)} of {len(rows)} rows are failed maps, the first of question "
+                f"{failed.iloc[0].question_id} ({failed.iloc[0].reason}); "
+                'select rows[rows.status != "failed"]'
+            )
+        group = zarr.open_group(str(self.root / "maps.zarr"), mode="r")
+        return [self._read(group, row, array) for row in rows.itertuples()]
+
+    def _read(self, group: zarr.Group, row: Any, array: str | None) -> np.ndarray:
+        path = row.array if array is None else f"{row.method}/{array}"
+        stored = group[path]
+        per_target = "target" in (stored.metadata.dimension_names or ())  # type: ignore[union-attr]
+        place = (row.ordinal, row.target_index) if per_target else (row.ordinal,)
+        values = np.asarray(stored[place])  # type: ignore[index]
+        scale = row.scale if array is None else 1.0
+        return values if values.dtype.kind == "i" else values.astype(np.float32) * np.float32(scale)
+
+    def _frame(self, name: str) -> pd.DataFrame:
+        return self.table(name).to_table().to_pandas()
+
+
+def open_run(root: Path | str) -> Run:
+    """Open a run's folder for reading."""
+    return Run(root)

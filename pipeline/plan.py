@@ -1,0 +1,207 @@
+"""Configuration + store -> what is still to do. Refuses what cannot work before work starts."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from schemas.config import RunConfig
+from schemas.example import Example
+from schemas.shard import Shard, Task, by_image, partition
+from workers import catalog
+from workers.datasets.base import BadRecord
+from workers.errors import UserError
+from workers.explain import stored_specs
+from workers.methods.base import ImageMethod, Method
+from workers.models.base import VQAModel
+from workers.models.digest import weights_digest
+from workers.probe import forward_seconds
+from workers.store import Definition, RunRecord, Store, array_shape
+
+HUMAN = "human"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the driver knows before the first task runs."""
+
+    config: RunConfig
+    record: RunRecord
+    shards: list[Shard]
+    definitions: list[Definition]
+    tasks: list[Task]
+    """What is still to be explained."""
+    bad_records: list[BadRecord]
+    passes_per_image: int
+    seconds_per_pass: float
+
+    @property
+    def examples(self) -> int:
+        return sum(len(shard.examples) for shard in self.shards)
+
+    @property
+    def images_to_do(self) -> int:
+        return sum(len(by_image(task.shard.examples)) for task in self.tasks)
+
+    @property
+    def examples_to_do(self) -> int:
+        return sum(len(task.shard.examples) for task in self.tasks)
+
+    @property
+    def passes(self) -> int:
+        """Trunk passes still to make, a backward pass counted as two."""
+        return self.images_to_do * self.passes_per_image
+
+    @property
+    def seconds(self) -> float:
+        """Estimated wall time of what is left, from passes timed on this machine."""
+        return self.passes * self.seconds_per_pass / self.config.resources.workers
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all arrays uncompressed, places of whole shards included."""
+        record = self.record
+        return sum(
+            int(np.prod(array_shape(spec, record.shards, record.capacity, record.targets)))
+            * np.dtype(spec.dtype).itemsize
+            for definition in self.definitions
+            for spec in definition.arrays
+        )
+
+
+def make_plan(config: RunConfig, out: Path | None) -> Plan:
+    """Read the dataset, build the model once, check every pair, list the shards to do."""
+    dataset = catalog.dataset(config.dataset)
+    examples = list(dataset.examples())
+    if not examples:
+        raise UserError(f"dataset {config.dataset.name}: no examples under {dataset.root}")
+    model = catalog.model_spec(config.model).build(catalog.pick_device(config.resources.device))
+    methods = catalog.methods(config.methods)
+    check_capabilities(methods, model)
+    shards = partition(examples, config.store.shard_size)
+    definitions = method_definitions(config, methods, model)
+    store = Store(out) if out is not None else None
+    return Plan(
+        config=config,
+        record=_record(config, examples, shards, model),
+        shards=shards,
+        definitions=[*definitions, *metric_definitions(config)],
+        tasks=_todo(shards, [d.label for d in definitions], store),
+        bad_records=dataset.bad_records(),
+        passes_per_image=1 + sum(m.passes(model.geometry) for m in methods.values()),
+        seconds_per_pass=forward_seconds(model, config.resources.batch, config.resources.threads),
+    )
+
+
+def check_capabilities(methods: dict[str, Method], model: VQAModel) -> None:
+    """Refuse a method that needs what the model does not provide."""
+    for label, method in methods.items():
+        missing = sorted(method.needs - model.provides)
+        if missing:
+            raise UserError(
+                f"methods.{label} needs {', '.join(missing)}, which model "
+                f"{type(model).__name__} does not provide (it provides "
+                f"{', '.join(sorted(model.provides))}). Remove the method or choose another model."
+            )
+
+
+def method_definitions(
+    config: RunConfig, methods: dict[str, Method], model: VQAModel
+) -> list[Definition]:
+    """What the store records of every method: parameters and arrays."""
+    return [
+        Definition(
+            label=label,
+            name=config.methods[label].get("method", label),
+            parameters=method.model_dump(mode="json"),
+            kind=method.kind,
+            primary=method.primary if isinstance(method, ImageMethod) else None,
+            arrays=tuple(stored_specs(method, model, config.store.pixel_dtype))
+            if isinstance(method, ImageMethod)
+            else (),
+        )
+        for label, method in methods.items()
+    ]
+
+
+def metric_definitions(config: RunConfig) -> list[Definition]:
+    """What the store records of every metric."""
+    return [
+        Definition(
+            label=label,
+            name=config.metrics[label].get("metric", label),
+            parameters=metric.model_dump(mode="json"),
+            kind="metric",
+        )
+        for label, metric in catalog.metrics(config.metrics).items()
+    ]
+
+
+def evaluation_tasks(config: RunConfig, store: Store, shards: Sequence[Shard]) -> list[Task]:
+    """Every (metric, method) pair whose maps are committed and that has no metric rows yet."""
+    explained, scored = store.committed("explain"), store.committed("evaluate")
+    image_labels = set(store.definitions(["image"]))
+    decoys = decoys_of([e for shard in shards for e in shard.examples], config.seed)
+    tasks = []
+    for shard in shards:
+        methods = [*sorted(explained.get(shard.number, set()) & image_labels), HUMAN]
+        wanted = [f"{metric}:{method}" for metric in config.metrics for method in methods]
+        left = tuple(sorted(set(wanted) - scored.get(shard.number, set())))
+        if left and shard.number in explained:
+            others = tuple(decoys[example.question_id] for example in shard.examples)
+            tasks.append(Task(shard=shard, labels=left, decoys=others))
+    return tasks
+
+
+def decoys_of(examples: Sequence[Example], seed: int) -> dict[int, Example]:
+    """For every example one about another image: a seeded cyclic shift over shuffled images.
+
+    Where the dataset has one image only, an example is its own decoy.
+    """
+    images = list(by_image(examples).values())
+    random.Random(seed).shuffle(images)
+    shifted = [*images[1:], images[0]]
+    return {
+        example.question_id: other[i % len(other)]
+        for image, other in zip(images, shifted, strict=True)
+        for i, example in enumerate(image)
+    }
+
+
+def _todo(shards: list[Shard], labels: list[str], store: Store | None) -> list[Task]:
+    done = store.committed("explain") if store is not None and store.exists else {}
+    tasks = []
+    for shard in shards:
+        left = tuple(label for label in labels if label not in done.get(shard.number, set()))
+        if left:
+            tasks.append(Task(shard=shard, labels=left))
+    return tasks
+
+
+def _record(
+    config: RunConfig, examples: Sequence[Example], shards: Sequence[Shard], model: VQAModel
+) -> RunRecord:
+    return RunRecord(
+        recipe=config.model_dump(mode="json"),
+        dataset=dataset_digest(examples),
+        model=weights_digest(model),
+        targets=config.targets,
+        shards=len(shards),
+        capacity=shards[0].capacity,
+        examples=len(examples),
+        images=len(by_image(examples)),
+    )
+
+
+def dataset_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of every record; an image enters by its file name and size, not by its folder."""
+    digest = hashlib.sha256()
+    for example in examples:
+        path = Path(example.image)
+        size = path.stat().st_size if path.exists() else -1
+        record = example.model_dump(exclude={"image", "human_maps"})
+        digest.update(f"{record}|{path.name}|{size}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""What commands print."""
+
+from pathlib import Path
+
+import pandas as pd
+from rich.table import Table
+
+from pipeline.console import console
+from pipeline.dataset import Run
+from pipeline.plan import Plan
+from pipeline.progress import clock
+from pipeline.run import failed_examples, stored_config
+from pipeline.single import Explanation
+from pipeline.studies.accuracy import accuracy_table
+from pipeline.studies.agreement import agreement
+from pipeline.studies.summary import Bootstrap
+from pipeline.studies.tables import render
+
+MAIN_METRICS = ("rank_correlation", "ty_iou", "ty_f1")
+"""Printed by ``evaluate``; all others are in the store."""
+
+
+def print_plan(plan: Plan) -> None:
+    """The figures a user wants before spending the hours."""
+    table = Table(show_header=False, box=None)
+    record = plan.record
+    rows = {
+        "examples": f"{plan.examples:,} questions on {record.images:,} images",
+        "methods": ", ".join(d.label for d in plan.definitions if d.kind != "metric"),
+        "targets": ", ".join(record.targets),
+        "shards": f"{len(plan.tasks):,} to do of {record.shards:,} "
+        f"(up to {record.capacity} examples each)",
+        "trunk passes": f"{plan.passes:,} to do ({plan.passes_per_image:,} an image; "
+        "a backward pass counts as two)",
+        "stored": f"{size(plan.stored_bytes)} of arrays before compression",
+        "estimated time": f"{clock(plan.seconds)} with {plan.config.resources.workers} workers "
+        f"({plan.seconds_per_pass * 1000:.1f} ms a pass, measured here)",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    if plan.bad_records:
+        table.add_row("left out", f"{len(plan.bad_records):,} malformed records (skip_bad)")
+    console.print(table)
+
+
+def print_tables(root: Path) -> None:
+    """Accuracy, then agreement with human attention, baselines among the methods."""
+    run = Run(root)
+    bootstrap = Bootstrap(seed=stored_config(root).seed)
+    console.print(render(accuracy_table(run.examples, bootstrap), title="VQA accuracy"))
+    if not len(run.metrics):
+        console.print("The dataset has no human maps, so there is no agreement to show.")
+        return
+    table = agreement(run.metrics, run.examples, bootstrap)
+    for target in dict.fromkeys(table.target):
+        chosen = table[(table.target == target) & table.metric.isin(MAIN_METRICS)]
+        title = f"Agreement with human attention, target: {target}"
+        console.print(render(chosen.reset_index(drop=True), title=title))
+    console.print(_unlabelled(run.examples), soft_wrap=True)
+
+
+def _unlabelled(examples: pd.DataFrame) -> str:
+    outside = int((examples.truth_in_vocabulary == False).sum())  # noqa: E712 - null is neither
+    return (
+        f"{outside} of {len(examples)} labelled answers are outside the model's vocabulary: "
+        "those examples have no truth target."
+    )
+
+
+def print_status(root: Path) -> int:
+    """Done, failed, left and size; returns the number of failed examples."""
+    run = Run(root)
+    record, failed = run.record, failed_examples(root)
+    table = Table("method", "done", "failed", "degenerate", "left", title=str(root))
+    rows = pd.concat([run.maps, run.words])
+    for label in run.definitions:
+        own = rows[rows.method == label]
+        explained = own[own.status != "failed"].question_id.nunique()
+        broken = own[own.status == "failed"].question_id.nunique()
+        degenerate = int((own.status == "degenerate").sum())
+        left = record.examples - own.question_id.nunique()
+        table.add_row(label, *(f"{n:,}" for n in (explained, broken, degenerate, left)))
+    console.print(table)
+    stored = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+    console.print(
+        f"{record.examples:,} examples on {record.images:,} images, {record.shards:,} shards; "
+        f"{failed:,} failed; {run.metrics.question_id.nunique():,} evaluated; "
+        f"{size(stored)} on disk"
+    )
+    return failed
+
+
+def print_failures(root: Path, limit: int) -> None:
+    """The first failures, one a line."""
+    failures = Run(root).failures
+    table = Table("question", "stage", "method", "error", "message", title=f"{root}: failures")
+    shown = failures[["question_id", "stage", "method", "error", "message"]].head(limit)
+    for row in shown.astype(object).fillna("").itertuples(index=False):
+        table.add_row(*map(str, row))
+    console.print(table)
+    console.print(f"{min(limit, len(failures))} of {len(failures)}; all: RUN/failures (Parquet)")
+
+
+def print_explanation(result: Explanation) -> None:
+    """The answer, the words, and the strongest cell of every map."""
+    console.print(f"[bold]{result.prediction}[/] ({result.confidence:.0%} sure)")
+    if result.answer != result.prediction:
+        console.print(f"explained: {result.answer}")
+    table = Table("method", *result.tokens, title="importance of words")
+    for label, values in result.words.items():
+        table.add_row(label, *(f"{v:.3f}" for v in values))
+    if result.words:
+        console.print(table)
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

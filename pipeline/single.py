@@ -1,0 +1,125 @@
+"""One picture and one question, no store and no Ray."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.plan import check_capabilities
+from schemas.config import BASELINES, Component
+from schemas.frame import Frame
+from schemas.limits import ImageLimits
+from workers import catalog
+from workers.errors import UserError
+from workers.explain import explain_scene
+from workers.images import decode
+from workers.methods.base import Maps, Method, Scene, WordScores
+from workers.models.base import VQAModel
+from workers.questions import check_question
+
+LIMITS = ImageLimits()
+METHODS = tuple(name for name in catalog.METHODS if name not in BASELINES)
+"""Every method but the baselines."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a model gave one answer: ``maps[method][array]`` and ``words[method]``."""
+
+    image: np.ndarray
+    """What the model saw: uint8 RGB ``(y, x, 3)``."""
+    frame: Frame
+    question: str
+    tokens: tuple[str, ...]
+    answer: str
+    """What is explained: the prediction, unless another answer was asked for."""
+    prediction: str
+    confidence: float
+    maps: Mapping[str, Mapping[str, np.ndarray]]
+    """Method -> array name -> ``(y, x)``; the method's primary array comes first."""
+    words: Mapping[str, np.ndarray]
+    """Method -> one importance a token."""
+
+
+def explain(
+    model: str | Mapping[str, Any] | VQAModel,
+    image: str | Path | np.ndarray,
+    question: str,
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = METHODS,
+    answer: str | None = None,
+    device: str = "auto",
+) -> Explanation:
+    """Explain one answer by every method asked for.
+
+    ``model`` is a catalogue name (``"demo"``), a recipe's model section, or a built model;
+    ``image`` a file or upright uint8 RGB ``(y, x, 3)``; ``methods`` names, or label -> options;
+    ``answer`` the answer to explain in place of the prediction.
+    """
+    built = _model(model, device)
+    chosen = catalog.methods(
+        methods if isinstance(methods, Mapping) else {name: {} for name in methods}
+    )
+    check_capabilities(chosen, built)
+    scene, frame = _scene(built, image, question, answer)
+    results = {label: explain_scene(method, scene) for label, method in chosen.items()}
+    last = len(scene.rows) - 1
+    return Explanation(
+        image=scene.canvas.permute(1, 2, 0).round().clamp(0, 255).byte().cpu().numpy(),
+        frame=frame,
+        question=question,
+        tokens=tuple(scene.questions[0]),
+        answer=built.answers[scene.rows[last].answer],
+        prediction=built.answers[scene.predictions[0]],
+        confidence=float(scene.output.logits[0].softmax(-1).max()),
+        maps={
+            label: _arrays(chosen[label], result, last)
+            for label, result in results.items()
+            if isinstance(result, Maps)
+        },
+        words={
+            label: result.importances[last]
+            for label, result in results.items()
+            if isinstance(result, WordScores)
+        },
+    )
+
+
+def _model(model: str | Mapping[str, Any] | VQAModel, device: str) -> VQAModel:
+    if isinstance(model, VQAModel):
+        return model
+    component = Component(**({"name": model} if isinstance(model, str) else model))
+    return catalog.model_spec(component).build(catalog.pick_device(device))
+
+
+def _scene(
+    model: VQAModel, image: str | Path | np.ndarray, question: str, answer: str | None
+) -> tuple[Scene, Frame]:
+    """The one-question scene; its last row explains the answer asked for."""
+    pixels = image if isinstance(image, np.ndarray) else decode(Path(image), LIMITS)
+    canvas, frame = model.prepare(pixels)
+    tokens = model.tokenise(question)
+    check_question(question, tokens, model.known, LIMITS)
+    index = model.answer_index(answer)
+    if answer is not None and index is None:
+        close = get_close_matches(answer, model.answers, n=5, cutoff=0.0)
+        raise UserError(
+            f"answer {answer!r} is not among the model's {len(model.answers)} answers; "
+            f"the closest are {', '.join(close)}"
+        )
+    scene = Scene(
+        model=model,
+        canvas=canvas.to(model.device),
+        questions=[tokens],
+        question_ids=[0],
+        truths=[index],
+    )
+    return scene, frame
+
+
+def _arrays(method: Method, result: Maps, row: int) -> dict[str, np.ndarray]:
+    """One row's arrays, the primary first; arrays that ignore the target have one question."""
+    names = sorted(result.arrays, key=lambda name: name != method.primary)
+    return {name: result.arrays[name][min(row, len(result.arrays[name]) - 1)] for name in names}

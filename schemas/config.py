@@ -1,0 +1,86 @@
+"""The recipe: what a run computes, on what, and with which resources."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schemas.base import Frozen
+from schemas.limits import ImageLimits
+
+BASELINES = ("random", "center")
+"""Methods of every run: a method that does not beat them has said nothing."""
+
+
+class Component(BaseModel):
+    """A catalogue entry by name; every further key is an option of that entry."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class StoreConfig(Frozen):
+    """How maps lie on disk; part of a run's identity."""
+
+    shard_size: int = Field(64, ge=1)
+    """Examples a shard aims at. It always holds whole images, so a shard can be larger."""
+    pixel_dtype: Literal["float32", "float16"] = "float32"
+    """Storage of pixel maps; float16 carries one scale a map in the index (column ``scale``)."""
+
+
+class Resources(Frozen):
+    """Where the work runs; changes nothing about the result."""
+
+    executor: Literal["local", "ray"] = "ray"
+    workers: int = Field(2, ge=1)
+    threads: int = Field(1, ge=1)
+    """CPU threads of one worker."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpus_per_worker: float = Field(0.0, ge=0)
+    batch: int = Field(32, ge=1)
+    """Images that go through the trunk at once; halved when the device runs out of memory."""
+    address: str | None = None
+    """A running Ray cluster; none starts a local one."""
+
+
+class RunConfig(Frozen):
+    """One recipe. ``dataset``, ``model``, ``methods`` and ``metrics`` name catalogue entries."""
+
+    dataset: Component
+    model: Component
+    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Label -> options; ``method: NAME`` gives one method two labels with different options."""
+    metrics: dict[str, dict[str, Any]] = Field({"rank_correlation": {}, "tang_yuan": {}})
+    targets: tuple[Literal["predicted", "truth"], ...] = Field(("predicted", "truth"), min_length=1)
+    seed: int = 0
+    """Seeds the shuffled-human baseline and the bootstrap."""
+    limits: ImageLimits = ImageLimits()
+    store: StoreConfig = StoreConfig()
+    resources: Resources = Resources()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """``dataset: shapes`` is short for ``{name: shapes}``, ``saliency:`` for ``{}``; the
+        baselines are added."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        for key in ("dataset", "model"):
+            if isinstance(data.get(key), str):
+                data[key] = {"name": data[key]}
+        for key in ("methods", "metrics"):
+            if isinstance(data.get(key), list):
+                data[key] = dict.fromkeys(data[key])
+            if isinstance(data.get(key), dict):
+                data[key] = {label: options or {} for label, options in data[key].items()}
+        if isinstance(data.get("methods"), dict) and data["methods"]:
+            data["methods"] = {**data["methods"], **_absent(BASELINES, data["methods"])}
+        return data
+
+
+def _absent(names: tuple[str, ...], given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {name: {} for name in names if name not in given}

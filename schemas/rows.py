@@ -1,0 +1,148 @@
+"""Every Parquet row and its Arrow schema, from one definition."""
+
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+import pyarrow as pa
+
+from schemas.base import Frozen
+
+
+class ExampleRow(Frozen):
+    """One example: what was asked, what the model answered and what it saw."""
+
+    question_id: int
+    image_id: int
+    image: str
+    question: str
+    tokens: list[str] | None
+    answers: list[str]
+    question_type: str | None
+    answer_type: str | None
+    prediction: str | None
+    truth: str | None
+    truth_in_vocabulary: bool | None
+    """False: the example has no ``truth`` target."""
+    confidence: float | None
+    """Softmax probability of the prediction on the clean input."""
+    correct: bool | None
+    """The prediction equals the labelled answer."""
+    accuracy: float | None
+    """Official VQA accuracy against all annotators."""
+    status: str
+    reason: str | None
+    frame: list[float] | None
+    """Top, left, bottom, right of what the model saw, as fractions of the image."""
+    image_height: int | None
+    image_width: int | None
+    shard: int
+    ordinal: int
+
+
+class MapRow(Frozen):
+    """One importance map: where it lies, what it explains and a few numbers about it."""
+
+    question_id: int
+    image_id: int
+    method: str
+    target: str
+    answer: str | None
+    array: str
+    """Path of the primary array inside ``maps.zarr``."""
+    ordinal: int
+    """Position along the array's example axis."""
+    target_index: int
+    """Position along the array's target axis."""
+    score: str
+    status: str
+    """``ok``, ``degenerate`` (an all-equal map) or ``failed``."""
+    reason: str | None
+    minimum: float | None
+    maximum: float | None
+    mean: float | None
+    scale: float
+    """A stored value times the scale is the value (1 unless pixel maps are float16)."""
+    seconds: float | None
+    device: str
+    shard: int
+
+
+class WordRow(Frozen):
+    """The importance of every word of one question, for one target."""
+
+    question_id: int
+    image_id: int
+    method: str
+    target: str
+    answer: str | None
+    tokens: list[str]
+    importances: list[float] | None
+    top_answers: list[str] | None
+    """The model's answer when each word is dropped."""
+    score: str
+    status: str
+    reason: str | None
+    seconds: float | None
+    shard: int
+
+
+class MetricRow(Frozen):
+    """One number: a map against one annotator's map."""
+
+    question_id: int
+    image_id: int
+    method: str
+    target: str
+    metric: str
+    annotator: int
+    value: float | None
+    status: str
+    conventions: str
+
+
+class FailureRow(Frozen):
+    """One thing that went wrong, and where."""
+
+    question_id: int | None
+    """None where a malformed record does not tell it."""
+    image_id: int | None
+    shard: int | None
+    """None for a record that never became an example."""
+    stage: str
+    method: str | None
+    error: str
+    message: str
+    traceback: str
+
+
+TABLES: dict[str, type[Frozen]] = {
+    "examples": ExampleRow,
+    "maps": MapRow,
+    "words": WordRow,
+    "metrics": MetricRow,
+    "failures": FailureRow,
+}
+
+_SCALARS: dict[type, pa.DataType] = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    bool: pa.bool_(),
+}
+
+
+def arrow_schema(table: str, metadata: dict[str, str] | None = None) -> pa.Schema:
+    """The Arrow schema of a table; explicit, so that an all-null column keeps its type."""
+    fields = [
+        pa.field(name, _arrow_type(info.annotation))
+        for name, info in TABLES[table].model_fields.items()
+    ]
+    return pa.schema(fields, metadata=metadata)
+
+
+def _arrow_type(annotation: Any) -> pa.DataType:
+    if get_origin(annotation) is UnionType:
+        annotation = next(a for a in get_args(annotation) if a is not NoneType)
+    if get_origin(annotation) is list:
+        return pa.list_(_SCALARS[get_args(annotation)[0]])
+    return _SCALARS[annotation]

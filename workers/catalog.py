@@ -1,0 +1,128 @@
+"""Every dataset, model, method and metric by name; one line each. Adding one: CONTRIBUTING.md."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from schemas.config import Component
+from workers.datasets.base import Dataset
+from workers.datasets.easy_vqa import EasyVQA
+from workers.datasets.photos import Photos
+from workers.datasets.shapes import Shapes
+from workers.datasets.vqa import VQA
+from workers.datasets.vqa_cp import VQACP
+from workers.errors import UserError
+from workers.methods.attention import Attention
+from workers.methods.base import Method
+from workers.methods.baselines import Center, Random
+from workers.methods.gradients import Deconvnet, GradCam, GuidedBackprop, GuidedGradCam, Saliency
+from workers.methods.occlusion import Occlusion
+from workers.methods.words import WordGradient, WordOcclusion
+from workers.metrics.base import Metric
+from workers.metrics.rank_correlation import RankCorrelation
+from workers.metrics.tang_yuan import TangYuan
+from workers.models.base import ModelSpec
+from workers.models.specs import DemoSpec, EasyVQASpec, KazemiSpec
+
+DATASETS: dict[str, type[Dataset]] = {
+    "shapes": Shapes,
+    "vqa": VQA,
+    "vqa_cp": VQACP,
+    "easy_vqa": EasyVQA,
+    "photos": Photos,
+}
+MODELS: dict[str, type[ModelSpec]] = {
+    "demo": DemoSpec,
+    "easy_vqa": EasyVQASpec,
+    "kazemi": KazemiSpec,
+}
+METHODS: dict[str, type[Method]] = {
+    "occlusion": Occlusion,
+    "saliency": Saliency,
+    "guided_backprop": GuidedBackprop,
+    "deconvnet": Deconvnet,
+    "grad_cam": GradCam,
+    "guided_grad_cam": GuidedGradCam,
+    "attention": Attention,
+    "random": Random,
+    "center": Center,
+    "word_occlusion": WordOcclusion,
+    "word_gradient": WordGradient,
+}
+METRICS: dict[str, type[Metric]] = {
+    "rank_correlation": RankCorrelation,
+    "tang_yuan": TangYuan,
+}
+Entry = TypeVar("Entry", bound=BaseModel)
+Options = Mapping[str, Mapping[str, Any]]
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def dataset(component: Component) -> Dataset:
+    return _build("dataset", component, DATASETS)
+
+
+def model_spec(component: Component) -> ModelSpec:
+    return _build("model", component, MODELS)
+
+
+def methods(options: Options) -> dict[str, Method]:
+    """Label -> method; ``method: NAME`` among the options gives a label another method."""
+    return {label: _labelled("methods", label, given, METHODS) for label, given in options.items()}
+
+
+def metrics(options: Options) -> dict[str, Metric]:
+    """Label -> metric; ``metric: NAME`` likewise."""
+    return {label: _labelled("metrics", label, given, METRICS) for label, given in options.items()}
+
+
+def _labelled(
+    where: str, label: str, options: Mapping[str, Any], registry: Mapping[str, type[Entry]]
+) -> Entry:
+    options = dict(options)
+    name = options.pop(where.removesuffix("s"), label)
+    return _build(f"{where}.{label}", Component(name=name, **options), registry)
+
+
+def _build(where: str, component: Component, registry: Mapping[str, type[Entry]]) -> Entry:
+    if component.name not in registry:
+        raise UserError(
+            f"{where}: unknown name {component.name!r}. Available: {', '.join(registry)}."
+        )
+    entry = registry[component.name]
+    try:
+        return entry.model_validate(component.options)
+    except ValidationError as error:
+        raise UserError(explain_invalid(where, entry, error)) from None
+
+
+def explain_invalid(where: str, schema: type[BaseModel], error: ValidationError) -> str:
+    """A pydantic error as sentences: where, the value, what is allowed."""
+    lines = []
+    for item in error.errors():
+        path = ".".join([*([where] if where else []), *map(str, item["loc"])])
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(_fields_at(schema, item["loc"][:-1]))
+            lines.append(f"{path}: unknown key. Known here: {known}.")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: missing; this key is required.")
+        else:
+            lines.append(f"{path}: {item['msg']}, not {item['input']!r}.")
+    return "\n".join(lines)
+
+
+def _fields_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for part in location:
+        annotation = schema.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        schema = annotation
+    return list(schema.model_fields)

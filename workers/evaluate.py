@@ -1,0 +1,210 @@
+"""One shard: stored maps + human maps -> metric rows."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import zarr
+
+from schemas.config import RunConfig
+from schemas.example import Example
+from schemas.frame import Frame
+from schemas.rows import ExampleRow, FailureRow, MapRow, MetricRow
+from schemas.shard import Task
+from workers import catalog
+from workers.explain import Failed, Report, guarded
+from workers.ledger import failure_row
+from workers.metrics.base import OK, Metric, Scores
+from workers.metrics.frame import cut
+from workers.store import Store
+
+HUMAN, SHUFFLED = "human", "shuffled_human"
+"""Inter-human agreement, and another image's human map scored as if it were a model's."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A map to be scored against an example's annotators."""
+
+    method: str
+    target: str
+    values: np.ndarray
+
+
+@dataclass
+class Scored:
+    """What one task yields."""
+
+    task: Task
+    rows: list[MetricRow] = field(default_factory=list)
+    failures: list[FailureRow] = field(default_factory=list)
+
+
+class Evaluator:
+    """Scores the stored maps of one shard after another against the dataset's human maps.
+
+    A label is ``metric:method``; ``metric:human`` stands for the inter-human and the
+    shuffled-human rows. One example's maps and human maps are in memory at a time.
+    """
+
+    def __init__(self, config: RunConfig, root: str) -> None:
+        self.store = Store(root)
+        self.dataset = catalog.dataset(config.dataset)
+        self.metrics = catalog.metrics(config.metrics)
+        self.arrays = zarr.open_group(str(self.store.root / "maps.zarr"), mode="r")
+
+    def run(self, task: Task) -> Report:
+        """Score every map of a shard under the task's labels, and commit."""
+        start = time.perf_counter()
+        scored = Scored(task)
+        answered, maps = self._answered(task), self._maps(task)
+        for example, decoy in zip(task.shard.examples, task.decoys, strict=True):
+            if (row := answered.get(example.question_id)) is not None:
+                self._evaluate(scored, example, decoy, row, maps[example.question_id])
+        attempt = self.store.attempt("evaluate", task.shard.number, task.labels)
+        attempt.add_rows("failures", scored.failures)
+        attempt.commit(scored.rows)
+        return Report(
+            shard=task.shard.number,
+            examples=len(task.shard.examples),
+            failed=len({failure.question_id for failure in scored.failures}),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _answered(self, task: Task) -> dict[int, ExampleRow]:
+        """The shard's examples that the model has answered, by question."""
+        rows = self.store.read_shard("examples", task.shard.number).to_pylist()
+        return {row["question_id"]: ExampleRow(**row) for row in rows if row["status"] == "ok"}
+
+    def _maps(self, task: Task) -> Mapping[int, list[MapRow]]:
+        """The shard's maps that can be scored, by question."""
+        found: dict[int, list[MapRow]] = defaultdict(list)
+        for row in self.store.read_shard("maps", task.shard.number).to_pylist():
+            if row["status"] != "failed":
+                found[row["question_id"]].append(MapRow(**row))
+        return found
+
+    def _evaluate(
+        self,
+        scored: Scored,
+        example: Example,
+        decoy: Example,
+        answered: ExampleRow,
+        maps: list[MapRow],
+    ) -> None:
+        def compute() -> list[MetricRow]:
+            return self._example_rows(scored.task.labels, example, decoy, frame_of(answered), maps)
+
+        outcome = guarded(compute)
+        if isinstance(outcome, Failed):
+            row = failure_row(scored.task, example, "evaluate", None, outcome.error)
+            scored.failures.append(row)
+        else:
+            scored.rows += outcome
+
+    def _example_rows(
+        self,
+        labels: Sequence[str],
+        example: Example,
+        decoy: Example,
+        frame: Frame,
+        maps: list[MapRow],
+    ) -> list[MetricRow]:
+        humans = [cut(human, frame) for human in self.dataset.human_maps(example)]
+        rows: list[MetricRow] = []
+        for name, methods in by_metric(labels).items() if humans else ():
+            metric = self.metrics[name]
+            prepared = [metric.prepare([human]) for human in humans]
+            candidates = [self._candidate(row) for row in maps if row.method in methods]
+            if HUMAN in methods:
+                candidates += [Candidate(SHUFFLED, HUMAN, m) for m in self._decoy(decoy, frame)]
+                rows += self._inter_human(example, metric, prepared)
+            rows += self._against(example, metric, candidates, prepared)
+        return rows
+
+    def _candidate(self, row: MapRow) -> Candidate:
+        """The stored primary array that an index row points at."""
+        stored = self.arrays[row.array][row.ordinal, row.target_index]  # type: ignore[index]
+        values = np.asarray(stored, np.float32) * np.float32(row.scale)
+        return Candidate(row.method, row.target, values)
+
+    def _decoy(self, decoy: Example, frame: Frame) -> list[np.ndarray]:
+        return [cut(human, frame) for human in self.dataset.human_maps(decoy)[:1]]
+
+    def _against(
+        self,
+        example: Example,
+        metric: Metric,
+        candidates: Sequence[Candidate],
+        humans: Sequence[Any],
+    ) -> Iterator[MetricRow]:
+        if not candidates:
+            return
+        batch = metric.prepare([candidate.values for candidate in candidates])
+        for annotator, human in enumerate(humans):
+            scores = metric.score(batch, human)
+            yield from _metric_rows(example, metric, candidates, annotator, scores)
+
+    def _inter_human(
+        self, example: Example, metric: Metric, humans: Sequence[Any]
+    ) -> Iterator[MetricRow]:
+        """Every pair of annotators; ``annotator`` numbers the pairs."""
+        for pair, (first, second) in enumerate(combinations(humans, 2)):
+            scores = metric.score(first, second)
+            yield from _metric_rows(example, metric, [INTER_HUMAN], pair, scores)
+
+
+INTER_HUMAN = Candidate(HUMAN, HUMAN, np.empty(0))
+
+
+def _metric_rows(
+    example: Example,
+    metric: Metric,
+    candidates: Sequence[Candidate],
+    annotator: int,
+    scores: Mapping[str, Scores],
+) -> Iterator[MetricRow]:
+    for name, score in scores.items():
+        for c, value, status in zip(candidates, score.values, score.statuses, strict=True):
+            yield MetricRow(
+                question_id=example.question_id,
+                image_id=example.image_id,
+                method=c.method,
+                target=c.target,
+                metric=name,
+                annotator=annotator,
+                value=float(value) if status == OK else None,
+                status=status,
+                conventions=metric.conventions(),
+            )
+
+
+def frame_of(row: ExampleRow) -> Frame:
+    """The frame an answered example records; input sizes do not matter for cutting."""
+    assert row.frame is not None
+    assert row.image_height is not None
+    assert row.image_width is not None
+    top, left, bottom, right = row.frame
+    return Frame(
+        top=top,
+        left=left,
+        bottom=bottom,
+        right=right,
+        image_height=row.image_height,
+        image_width=row.image_width,
+        input_height=row.image_height,
+        input_width=row.image_width,
+    )
+
+
+def by_metric(labels: Iterable[str]) -> Mapping[str, list[str]]:
+    """``["rank:occlusion", "rank:human"]`` -> ``{"rank": ["occlusion", "human"]}``."""
+    grouped: dict[str, list[str]] = {}
+    for label in labels:
+        metric, method = label.split(":", 1)
+        grouped.setdefault(metric, []).append(method)
+    return grouped

@@ -1,0 +1,182 @@
+"""One shard: examples -> trunk -> heads -> methods -> store."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from schemas.arrays import ArraySpec
+from schemas.base import Frozen
+from schemas.config import RunConfig
+from schemas.example import Example
+from schemas.frame import Frame
+from schemas.shard import Task, by_image
+from workers import catalog
+from workers.errors import BadExample
+from workers.images import decode
+from workers.ledger import Entry, Ledger
+from workers.methods.base import ImageMethod, Maps, Method, Row, Scene, WordMethod, WordScores
+from workers.models.base import Tokens, VQAModel
+from workers.questions import check_question
+from workers.store import Store
+
+Result = TypeVar("Result")
+Asked = Sequence[tuple[Example, Tokens]]
+
+
+class Report(Frozen):
+    """What a worker tells the driver about a task: small, the data is in the store."""
+
+    shard: int
+    examples: int
+    failed: int
+    seconds: float
+
+
+class Explainer:
+    """Holds a model on its device and explains one task after another.
+
+    Shards do not depend on one another; running a task twice is harmless.
+    """
+
+    def __init__(self, config: RunConfig, root: str) -> None:
+        torch.set_num_threads(config.resources.threads)
+        self.config = config
+        self.store = Store(root)
+        self.targets = self.store.record().targets
+        self.model = catalog.model_spec(config.model).build(
+            catalog.pick_device(config.resources.device)
+        )
+        self.methods = catalog.methods(config.methods)
+
+    def run(self, task: Task) -> Report:
+        """Explain every example of a shard by the task's methods, and commit."""
+        start = time.perf_counter()
+        ledger = Ledger(task, self.model, self.methods, self.targets)
+        self._allocate(ledger)
+        for image_id, examples in by_image(task.shard.examples).items():
+            self.store.breadcrumb(task.shard.number, image_id)
+            self._explain_image(ledger, image_id, examples)
+        ledger.commit(self.store)
+        self.store.breadcrumb(task.shard.number, None)
+        return Report(
+            shard=task.shard.number,
+            examples=len(task.shard.examples),
+            failed=len({row.question_id for row in ledger.failures}),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _allocate(self, ledger: Ledger) -> None:
+        for label in ledger.task.labels:
+            method = self.methods[label]
+            if isinstance(method, ImageMethod):
+                for spec in stored_specs(method, self.model, self.config.store.pixel_dtype):
+                    ledger.allocate(label, spec)
+
+    def _explain_image(self, ledger: Ledger, image_id: int, examples: list[Example]) -> None:
+        prepared = guarded(lambda: self._prepare(ledger, image_id, examples[0]))
+        if isinstance(prepared, Failed):
+            for example in examples:
+                ledger.fail(example, "decode", prepared.error)
+            return
+        asked = [(e, t) for e in examples if (t := self._tokens(ledger, e)) is not None]
+        if asked:
+            self._explain_scene(ledger, *prepared, asked)
+
+    def _prepare(self, ledger: Ledger, image_id: int, example: Example) -> tuple[Tensor, Frame]:
+        if image_id in ledger.task.skip:
+            raise BadExample(f"image {image_id}: the worker process died twice at this image")
+        canvas, frame = self.model.prepare(decode(example.image, self.config.limits))
+        return canvas.to(self.model.device), frame
+
+    def _tokens(self, ledger: Ledger, example: Example) -> Tokens | None:
+        tokens = guarded(lambda: self._checked_tokens(example))
+        if isinstance(tokens, Failed):
+            ledger.fail(example, "question", tokens.error)
+            return None
+        return tokens
+
+    def _checked_tokens(self, example: Example) -> Tokens:
+        tokens = self.model.tokenise(example.question)
+        check_question(example.question, tokens, self.model.known, self.config.limits)
+        return tokens
+
+    def _explain_scene(self, ledger: Ledger, canvas: Tensor, frame: Frame, asked: Asked) -> None:
+        """All questions of an image at once; should that fail, each alone, so that a bad question
+        does not take its neighbours down."""
+        scene = self._scene(canvas, asked)
+        rows = guarded(lambda: _checked_rows(scene))
+        if isinstance(rows, Failed):
+            if len(asked) == 1:
+                ledger.fail(asked[0][0], "clean pass", rows.error)
+            for one in asked if len(asked) > 1 else ():
+                self._explain_scene(ledger, canvas, frame, [one])
+            return
+        for q, (example, tokens) in enumerate(asked):
+            ledger.asked(example, frame, tokens, scene, q)
+        for label in ledger.task.labels:
+            self._explain_by(ledger, label, scene, asked)
+
+    def _explain_by(self, ledger: Ledger, label: str, scene: Scene, asked: Asked) -> None:
+        start = time.perf_counter()
+        result = guarded(lambda: explain_scene(self.methods[label], scene))
+        if isinstance(result, Failed):
+            if len(asked) == 1:
+                ledger.fail(asked[0][0], "explain", result.error, label)
+            for one in asked if len(asked) > 1 else ():
+                self._explain_by(ledger, label, self._scene(scene.canvas, [one]), [one])
+            return
+        seconds = (time.perf_counter() - start) / max(1, len(scene.rows))
+        for r, row in enumerate(scene.rows):
+            example, tokens = asked[row.question]
+            ledger.record(Entry(label, example, row, tokens, seconds), r, result)
+
+    def _scene(self, canvas: Tensor, asked: Asked) -> Scene:
+        return Scene(
+            model=self.model,
+            canvas=canvas,
+            questions=[tokens for _, tokens in asked],
+            question_ids=[example.question_id for example, _ in asked],
+            truths=[self.model.answer_index(example.truth) for example, _ in asked],
+            targets=self.targets,  # type: ignore[arg-type]
+            batch=self.config.resources.batch,
+        )
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What went wrong, in place of a result."""
+
+    error: Exception
+
+
+def guarded(compute: Callable[[], Result]) -> Result | Failed:
+    """The actor's boundary: whatever one example raises becomes a value, and work goes on."""
+    try:
+        return compute()
+    except Exception as error:  # noqa: BLE001 - recorded with its traceback by the caller
+        return Failed(error)
+
+
+def stored_specs(method: ImageMethod, model: VQAModel, pixel_dtype: str) -> list[ArraySpec]:
+    """A method's arrays with the recipe's storage type for pixel maps."""
+    return [
+        spec.model_copy(update={"dtype": pixel_dtype}) if spec.pixels else spec
+        for spec in method.arrays(model.geometry)
+    ]
+
+
+def explain_scene(method: Method, scene: Scene) -> Maps | WordScores:
+    """A method's result for all rows of a scene."""
+    if isinstance(method, ImageMethod | WordMethod):
+        return method.explain(scene)
+    raise TypeError(f"{type(method).__name__} is neither an ImageMethod nor a WordMethod")
+
+
+def _checked_rows(scene: Scene) -> list[Row]:
+    if not torch.isfinite(scene.output.logits).all():
+        raise BadExample("the model's logits on the clean input are not finite")
+    return scene.rows

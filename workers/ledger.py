@@ -1,0 +1,250 @@
+"""What one task yields, collected until it is written in one commit."""
+
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from schemas.arrays import ArraySpec
+from schemas.example import Example
+from schemas.frame import Frame
+from schemas.rows import ExampleRow, FailureRow, MapRow, WordRow
+from schemas.shard import Task
+from workers.errors import BadExample
+from workers.methods.base import ImageMethod, Maps, Method, Row, Scene, WordScores
+from workers.metrics.vqa_accuracy import accuracy
+from workers.models.base import Tokens, VQAModel
+from workers.store import Store, fill_value
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One explanation to be recorded: which, by what, and what it took."""
+
+    label: str
+    example: Example
+    row: Row
+    tokens: Tokens = ()
+    seconds: float | None = None
+    status: str = "ok"
+    reason: str | None = None
+
+
+@dataclass
+class Ledger:
+    """Arrays and rows of one task. Every example ends with its rows, failed ones too."""
+
+    task: Task
+    model: VQAModel
+    methods: Mapping[str, Method]
+    targets: Sequence[str]
+    specs: dict[tuple[str, str], ArraySpec] = field(default_factory=dict)
+    arrays: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    examples: dict[int, ExampleRow] = field(default_factory=dict)
+    maps: list[MapRow] = field(default_factory=list)
+    words: list[WordRow] = field(default_factory=list)
+    failures: list[FailureRow] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        shard = self.task.shard
+        self.positions = {e.question_id: i for i, e in enumerate(shard.examples)}
+
+    def allocate(self, label: str, spec: ArraySpec) -> None:
+        """An array for the whole shard, unwritten places marked."""
+        middle = (len(self.targets),) if spec.per_target else ()
+        shape = (self.task.shard.capacity, *middle, *spec.shape)
+        self.specs[label, spec.name] = spec
+        self.arrays[label, spec.name] = np.full(shape, fill_value(spec), spec.dtype)
+
+    def asked(self, example: Example, frame: Frame, tokens: Tokens, scene: Scene, q: int) -> None:
+        """The model's answer to question ``q`` of a scene."""
+        prediction = self.model.answers[scene.predictions[q]]
+        answered = {
+            "tokens": list(tokens),
+            "prediction": prediction,
+            "truth_in_vocabulary": None if example.truth is None else scene.truths[q] is not None,
+            "confidence": float(scene.output.logits[q].softmax(-1).amax()),
+            "correct": None if example.truth is None else prediction == example.truth,
+            "accuracy": accuracy(prediction, example.answers) if example.answers else None,
+            "frame": [frame.top, frame.left, frame.bottom, frame.right],
+            "image_height": frame.image_height,
+            "image_width": frame.image_width,
+        }
+        row = self._example_row(example, None)
+        self.examples[example.question_id] = row.model_copy(update=answered)
+
+    def fail(
+        self, example: Example, stage: str, error: Exception, label: str | None = None
+    ) -> None:
+        """A failure and the failed rows of what it prevented (every method without a label)."""
+        self.failures.append(failure_row(self.task, example, stage, label, error))
+        if label is None:
+            self.examples[example.question_id] = self._example_row(example, str(error))
+        row = Row(0, self.targets[0], -1)  # type: ignore[arg-type]
+        for name in self.task.labels if label is None else [label]:
+            self._append(Entry(name, example, row, status="failed", reason=str(error)), None, None)
+
+    def record(self, entry: Entry, r: int, result: Maps | WordScores) -> None:
+        """Row ``r`` of a method's result; non-finite values are a failure, never data."""
+        if isinstance(result, Maps):
+            own = self._own_arrays(entry, r, result)
+            primary = own[self.methods[entry.label].primary]
+            finite = all(np.isfinite(values).all() for values in own.values())
+        else:
+            own, primary = {}, result.importances[r]
+            finite = bool(np.isfinite(primary).all())
+        if not finite:
+            self.fail(entry.example, "explain", _not_finite(entry, primary), entry.label)
+            return
+        top = result.top_answers if isinstance(result, WordScores) else None
+        scale = self._place(entry, own)
+        self._append(entry, primary, None if top is None else top[entry.row.question], scale)
+
+    def commit(self, store: Store) -> None:
+        """Everything in one attempt; the example rows only by the shard's first round."""
+        shard = self.task.shard
+        attempt = store.attempt("explain", shard.number, self.task.labels)
+        for key, values in self.arrays.items():
+            attempt.add_array(key[0], self.specs[key], values)
+        if not store.has_examples(shard.number):
+            rows = [self.examples[e.question_id] for e in shard.examples]
+            attempt.add_rows("examples", rows)
+        attempt.add_rows("words", self.words)
+        attempt.add_rows("failures", self.failures)
+        attempt.commit(self.maps)
+
+    # --- arrays ---------------------------------------------------------------------------------
+
+    def _own_arrays(self, entry: Entry, r: int, result: Maps) -> dict[str, np.ndarray]:
+        return {
+            name: values[r if self.specs[entry.label, name].per_target else entry.row.question]
+            for name, values in result.arrays.items()
+        }
+
+    def _place(self, entry: Entry, own: Mapping[str, np.ndarray]) -> float:
+        """Copy a row's arrays to their place in the shard; returns the primary array's scale."""
+        position = self.positions[entry.example.question_id]
+        scales = {}
+        for name, values in own.items():
+            spec = self.specs[entry.label, name]
+            scales[name] = _half_scale(values) if spec.dtype == "float16" else 1.0
+            target = (self.targets.index(entry.row.target),) if spec.per_target else ()
+            place = (position, *target)
+            half = spec.dtype == "float16"
+            self.arrays[entry.label, name][place] = values / scales[name] if half else values
+        return scales.get(self.methods[entry.label].primary, 1.0)
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    def _append(
+        self,
+        entry: Entry,
+        values: np.ndarray | None,
+        top_answers: np.ndarray | None,
+        scale: float = 1.0,
+    ) -> None:
+        if isinstance(self.methods[entry.label], ImageMethod):
+            self.maps.append(self._map_row(entry, values, scale))
+        else:
+            self.words.append(self._word_row(entry, values, top_answers))
+
+    def _map_row(self, entry: Entry, values: np.ndarray | None, scale: float) -> MapRow:
+        status, reason = _verdict(entry, values)
+        return MapRow(
+            **self._common(entry),
+            array=f"{entry.label}/{self.methods[entry.label].primary}",
+            ordinal=self.task.shard.ordinals[self.positions[entry.example.question_id]],
+            target_index=self.targets.index(entry.row.target),
+            status=status,
+            reason=reason,
+            minimum=float(values.min()) if values is not None else None,
+            maximum=float(values.max()) if values is not None else None,
+            mean=float(values.mean()) if values is not None else None,
+            scale=scale,
+            device=str(self.model.device),
+        )
+
+    def _word_row(
+        self, entry: Entry, values: np.ndarray | None, top_answers: np.ndarray | None
+    ) -> WordRow:
+        status, reason = _verdict(entry, values)
+        names = self.model.answers
+        return WordRow(
+            **self._common(entry),
+            tokens=list(entry.tokens),
+            importances=None if values is None else [float(v) for v in values],
+            top_answers=None if top_answers is None else [names[int(a)] for a in top_answers],
+            status=status,
+            reason=reason,
+        )
+
+    def _common(self, entry: Entry) -> dict:
+        answer = entry.row.answer
+        return {
+            "question_id": entry.example.question_id,
+            "image_id": entry.example.image_id,
+            "method": entry.label,
+            "target": entry.row.target,
+            "answer": self.model.answers[answer] if answer >= 0 else None,
+            "score": self.methods[entry.label].score,
+            "seconds": entry.seconds,
+            "shard": self.task.shard.number,
+        }
+
+    def _example_row(self, example: Example, reason: str | None) -> ExampleRow:
+        shard = self.task.shard
+        asked = ("question_id", "image_id", "image", "question", "question_type", "answer_type")
+        unknown = dict.fromkeys(
+            ("tokens", "prediction", "truth_in_vocabulary", "confidence", "correct", "accuracy")
+        )
+        return ExampleRow(
+            **{name: getattr(example, name) for name in asked},
+            **unknown,  # type: ignore[arg-type]
+            answers=list(example.answers),
+            truth=example.truth,
+            status="ok" if reason is None else "failed",
+            reason=reason,
+            frame=None,
+            image_height=None,
+            image_width=None,
+            shard=shard.number,
+            ordinal=shard.ordinals[self.positions[example.question_id]],
+        )
+
+
+def failure_row(
+    task: Task, example: Example, stage: str, label: str | None, error: Exception
+) -> FailureRow:
+    """What went wrong with one example; a condition of the data needs no traceback."""
+    trace = "".join(traceback.format_exception(error))
+    return FailureRow(
+        question_id=example.question_id,
+        image_id=example.image_id,
+        shard=task.shard.number,
+        stage=stage,
+        method=label,
+        error=type(error).__name__,
+        message=str(error),
+        traceback="" if isinstance(error, BadExample) else trace,
+    )
+
+
+def _verdict(entry: Entry, values: np.ndarray | None) -> tuple[str, str | None]:
+    """A map of equal values is kept and called degenerate; a single word's importance is not."""
+    if values is None or values.size < 2 or values.min() != values.max():
+        return entry.status, entry.reason
+    return "degenerate", f"all values equal {values.flat[0]:.6g}"
+
+
+def _half_scale(values: np.ndarray) -> float:
+    """Largest magnitude, so that a float16 map uses its whole range; 1 for an all-zero map."""
+    return float(np.abs(values).max()) or 1.0
+
+
+def _not_finite(entry: Entry, values: np.ndarray) -> BadExample:
+    bad = int((~np.isfinite(values)).sum())
+    return BadExample(
+        f"{entry.label} for target {entry.row.target}: {bad} of {values.size} values are not "
+        "finite; the map is not stored"
+    )
