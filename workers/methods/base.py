@@ -78,7 +78,7 @@ class Scene:
         """The clean trunk output ``(1, channel, y, x)``, without a graph."""
         if self.gradients:
             return self.trunk_trace.output.detach()
-        return self.split.trunk(self.pixels)
+        return self.split.trunk(self.pixels.clone())
 
     @cached_property
     @torch.no_grad()
@@ -93,8 +93,12 @@ class Scene:
         if Capability.SPLIT not in self.model.provides:
             canvas = self.canvas[None].expand(len(self.questions), -1, -1, -1)
             return HeadOutput(self.model.logits(canvas, self.questions))
-        features = self.features.expand(len(self.questions), -1, -1, -1)
-        return self.split.head(features, self.states)
+        return self.answer(self.states)
+
+    def answer(self, states: Tensor) -> HeadOutput:
+        """The clean image's answers to questions of these ``states (n, state)``. The head gets a
+        copy of the features, which it may overwrite."""
+        return self.split.head(self.features.expand(len(states), -1, -1, -1).clone(), states)
 
     @cached_property
     def predictions(self) -> list[int]:

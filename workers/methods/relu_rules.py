@@ -171,11 +171,13 @@ class Trace:
         return self._gradients(gradients, rule, many=True)
 
     def _gradients(self, gradients: Tensor, rule: Rule, many: bool) -> tuple[Tensor, ...]:
+        # On the CPU, batch normalisation (torch 2.15) misreads a gradient that is a channels-last
+        # view with an unusual stride along a batch axis of length 1.
         self.rules.rule = rule
         return torch.autograd.grad(
             self.output,
             self.inputs,
-            gradients,
+            gradients.contiguous(),
             retain_graph=True,
             is_grads_batched=many,
             materialize_grads=True,

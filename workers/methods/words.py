@@ -52,8 +52,7 @@ def _answer(scene: Scene, questions: list[Tokens]) -> Tensor:
     """Logits ``(n, answer)`` of n questions on the clean image; a split model's trunk is spared."""
     if Capability.SPLIT not in scene.model.provides:
         return scene.model.logits(scene.canvas.expand(len(questions), -1, -1, -1), questions)
-    features = scene.features.expand(len(questions), -1, -1, -1)
-    return scene.split.head(features, scene.split.encode(scene.split.words(questions))).logits
+    return scene.answer(scene.split.encode(scene.split.words(questions))).logits
 
 
 class WordGradient(WordMethod):

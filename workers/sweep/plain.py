@@ -30,7 +30,8 @@ def _answer_split(scene: Scene, canvases: Tensor) -> Tensor:
     """Canvases ``(n, 3, y, x)`` -> logits ``(n, question, answer)``."""
     features = scene.split.trunk(scene.split.normalise(canvases))
     states = scene.states[:, None].expand(-1, len(canvases), -1)
-    return torch.stack([scene.split.head(features, state).logits for state in states], 1)
+    # A head may overwrite its input, and the next question needs the same features.
+    return torch.stack([scene.split.head(features.clone(), s).logits for s in states], 1)
 
 
 def _answer_black_box(scene: Scene, canvases: Tensor) -> Tensor:
