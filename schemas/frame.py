@@ -1,4 +1,4 @@
-"""Which rectangle of the original image a model's input covers (trap 30)."""
+"""Which rectangle of the original image a model's input covers."""
 
 from pydantic import Field
 

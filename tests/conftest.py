@@ -1,13 +1,108 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests: real data, a small world, a small model and a Ray cluster."""
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from pipeline.recipe import parse
+from schemas.config import RunConfig
+from workers.datasets.shapes import Shapes
+from workers.models import kazemi
+from workers.models.kazemi import KazemiConfig
+from workers.models.tokenisers import TOKENISERS
+from workers.models.untrained import untrained
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+METHODS = {
+    "occlusion": {"grid": 4},
+    "saliency": {},
+    "guided_backprop": {},
+    "deconvnet": {},
+    "grad_cam": {},
+    "guided_grad_cam": {},
+    "attention": {},
+    "word_occlusion": {},
+    "word_gradient": {},
+}
+Recipe = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real sample data beside the checkout."""
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight scenes of the embedded world, three questions each."""
+    root = tmp_path_factory.mktemp("world")
+    list(Shapes(root=root, scenes=8, seed=3).examples())
+    return root
+
+
+@pytest.fixture(scope="session")
+def checkpoint(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model that knows the world's words and answers and is not near-uniform."""
+    examples = list(Shapes(root=world, scenes=8, seed=3).examples())
+    words = sorted({w for e in examples for w in TOKENISERS["simple"](e.question)})
+    config = KazemiConfig(
+        trunk="small",
+        channels=(8, 8, 16),
+        image_size=48,
+        central_fraction=1.0,
+        embedding=8,
+        state=16,
+        attention=16,
+        hidden=32,
+        tokeniser="simple",
+        words=tuple(words),
+        answers=tuple(sorted({e.truth for e in examples if e.truth})[1:]),
+    )
+    model = untrained(config, seed=1)
+    with torch.no_grad():
+        model.classifier.lin2.weight.mul_(20)
+        model.attention.x_conv.weight.mul_(20)
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    kazemi.save(model, path)
+    return path
+
+
+@pytest.fixture
+def recipe(world: Path, checkpoint: Path) -> Recipe:
+    """A small recipe; keyword arguments replace its top-level sections."""
+
+    def make(**sections: Any) -> RunConfig:
+        data = {
+            "dataset": {"name": "shapes", "root": str(world), "scenes": 8, "seed": 3},
+            "model": {"name": "kazemi", "checkpoint": str(checkpoint)},
+            "methods": METHODS,
+            "metrics": {"rank_correlation": {}, "tang_yuan": {"side": 56}},
+            "store": {"shard_size": 7},
+            "resources": {"executor": "local"},
+        }
+        return parse({**data, **sections}, "test recipe")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local Ray cluster for the whole session, in its own folders."""
+    os.environ["RAY_TMPDIR"] = "/tmp"
+    import pipeline.executors.ray  # noqa: F401 - sets Ray's environment before Ray is imported
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        object_store_memory=100 * 2**20,
+    )
+    yield
+    ray.shutdown()

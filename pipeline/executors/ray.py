@@ -8,7 +8,7 @@ driver requeues instead, so a task is lost only when the driver is, and the stor
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from pipeline.executors.base import Executor, Job, Outcome
+from pipeline.executors.base import Executor, Job, Outcome, Worker
 from schemas.config import Resources
 from schemas.shard import Task
 from workers.errors import UserError
@@ -38,8 +38,8 @@ READY_SECONDS = 300.0
 class Actor:
     """Holds one worker for its life; importable, so that Ray pickles it by name."""
 
-    def __init__(self, job: Job) -> None:
-        self.worker = job.worker(*job.arguments)
+    def __init__(self, worker: Callable[..., Worker], arguments: tuple[object, ...]) -> None:
+        self.worker = worker(*arguments)
 
     def ready(self) -> int:
         return os.getpid()
@@ -105,7 +105,7 @@ class _Pool:
             ray.kill(slot.handle)
 
     def _start(self) -> None:
-        slot = Slot(self.actor.remote(self.job))
+        slot = Slot(self.actor.remote(self.job.worker, self.job.arguments))
         self.slots.append(slot)
         self.calls[slot.handle.ready.remote()] = (slot, None)
 

@@ -144,5 +144,5 @@ class ModelSpec(Frozen, ABC):
 
 
 def freeze(model: VQAModel) -> VQAModel:
-    """Eval mode for good (trap 10) and no weight gradients (trap 5)."""
+    """Eval mode for good and no weight gradients."""
     return model.eval().requires_grad_(False)
