@@ -35,7 +35,6 @@ ENVELOPE = {
         "contributor": "VQAtlas",
         "date_created": "2024-01-01 00:00:00",
     },
-    "task_type": "Open-Ended",
     "data_type": "mscoco",
     "license": {
         "url": "https://creativecommons.org/publicdomain/zero/1.0/",
@@ -138,7 +137,8 @@ def _write(places: Places, config: WorldConfig) -> None:
             annotations.append({**ids, **_annotation(asked)})
         _write_maps(places, config, number, drawn)
     envelope = {**ENVELOPE, "data_subtype": config.split}
-    _write_json(places.questions, {**envelope, "questions": questions})
+    asked = {"task_type": "Open-Ended", "questions": questions}
+    _write_json(places.questions, {**envelope, **asked})
     _write_json(places.annotations, {**envelope, "annotations": annotations})
 
 
