@@ -17,32 +17,41 @@ class Ranked:
     """One value everywhere: there is nothing to rank."""
 
 
-def rank(values: np.ndarray) -> list[Ranked]:
+def rank(maps: np.ndarray) -> list[Ranked]:
     """Maps as rows of float32 ``(n, cell)`` >= 0, ranked each by itself."""
-    ranks = average_ranks(values) - (values.shape[1] + 1) / 2
-    length = np.sqrt(np.einsum("nc,nc->n", ranks, ranks))
-    return [Ranked(r / (n or 1), n == 0) for r, n in zip(ranks, length.tolist(), strict=True)]
+    return [_ranked(average_ranks(values)) for values in maps]
+
+
+def _ranked(ranks: np.ndarray) -> Ranked:
+    ranks -= (len(ranks) + 1) / 2
+    length = float(np.sqrt(ranks @ ranks))
+    return Ranked(ranks / (length or 1), length == 0)
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1 within each row of float32 ``(n, cell)`` >= 0; tied values share their mean.
+    """Ranks from 1 of float32 ``(cell,)`` >= 0; tied values share their mean rank.
 
-    The same as ``scipy.stats.rankdata(values, axis=1)`` in about two thirds of its time at
-    448 x 448: the bits of a non-negative float order as it does, so value and position are sorted
-    as one integer.
+    Equal to ``scipy.stats.rankdata(values)`` and twice to three times as fast at 448 x 448.
     """
-    n, cells = values.shape
-    high = np.uint64(32)
-    keys = values.view(np.uint32).astype(np.uint64) << high | np.arange(cells, dtype=np.uint64)
-    keys.sort(axis=1)
-    last = np.ones((n, cells), bool)
-    last[:, :-1] = (keys[:, 1:] ^ keys[:, :-1]) >> high
-    ends = np.flatnonzero(last)
+    order = ascending(values)
+    ordered = values[order]
+    ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
     ties = np.diff(ends, prepend=-1)
-    shared = np.repeat(ends % cells + 1 - (ties - 1) / 2, ties).reshape(n, cells)
-    ranks = np.empty((n, cells))
-    np.put_along_axis(ranks, keys.astype(np.uint32).astype(np.intp), shared, axis=1)
+    ranks = np.empty(len(values))
+    ranks[order] = np.repeat(ends + 1 - (ties - 1) / 2, ties)
     return ranks
+
+
+def ascending(values: np.ndarray) -> np.ndarray:
+    """The stable order of float32 ``(cell,)`` >= 0, by a radix sort of two passes.
+
+    The bits of a non-negative float order as it does, and numpy's stable sort is a radix sort on
+    16-bit integers only: lower half first, then the upper half.
+    """
+    bits = values.view(np.uint32)
+    lower = np.argsort(bits.astype(np.uint16), kind="stable")
+    upper = (bits >> np.uint32(16)).astype(np.uint16)[lower]
+    return lower[np.argsort(upper, kind="stable")]
 
 
 def spearman(compared: Sequence[tuple[Ranked, Ranked]]) -> np.ndarray:

@@ -64,14 +64,12 @@ class TangYuan(Metric):
     """Added to every denominator."""
 
     def prepare(self, maps: Sequence[np.ndarray]) -> list[Prepared]:
-        # One map at a time: the sort's intermediates of a batch would leave the cache.
-        return [self._prepare(magnitudes([values], self.side)) for values in maps]
-
-    def _prepare(self, values: np.ndarray) -> Prepared:
-        (ranked,) = rank(values)
-        region = self.region(values[0])
-        area = int(np.count_nonzero(region))
-        return Prepared(ranked.ranks, ranked.constant, self.weights(values[0]), region, area)
+        values = magnitudes(maps, self.side)
+        regions = [self.region(row) for row in values]
+        return [
+            Prepared(r.ranks, r.constant, self.weights(row), region, int(np.count_nonzero(region)))
+            for r, row, region in zip(rank(values), values, regions, strict=True)
+        ]
 
     def weights(self, values: np.ndarray) -> np.ndarray:
         """``(pixel,)`` scaled to range 0..1, then to sum 1."""
