@@ -32,12 +32,14 @@ class Prepared(Ranked):
 class TangYuan(Metric):
     """Soft and discretised similarity of two maps at 448 x 448.
 
-    The maps' absolute values are resized, and every metric but two sees only their order.
-    Spearman's rho and the regions are untouched by the paper's range and z-score scaling, which
-    is therefore not applied to them; ``ty_intersection`` is the sum of products of the
-    range-scaled maps, each of sum 1 (a z-score has sum 0 and cannot have total weight 1).
+    Absolute values are resized; every metric but the intersection then sees only their order,
+    which the paper's range and z-score scaling leave as it is, so they are not applied.
+    ``ty_intersection`` is the sum of products of the range-scaled maps, each of sum 1 (a z-score
+    has sum 0 and cannot have total weight 1).
+
     On two binary regions Dice equals F1; the paper's columns differ, which fits an F1 that leaves
     out empty overlaps: ``ty_f1`` counts those as 0, ``ty_f1_nonempty`` leaves them out.
+    All are ``degenerate_model`` or ``degenerate_human`` where a map is constant.
     """
 
     names: ClassVar[tuple[str, ...]] = (
