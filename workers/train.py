@@ -9,6 +9,7 @@ that the trunk is then trained along, once an image for all its questions. Besid
 question-only baseline is trained the same way, its image features zeroed.
 """
 
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from schemas.base import Frozen
 from schemas.limits import ImageLimits
 from workers.datasets.easy_vqa import EasyVQA
+from workers.errors import UserError
 from workers.images import decode
 from workers.models.kazemi import Kazemi, KazemiConfig, feature_shape, save
 from workers.models.specs import WEIGHTS
@@ -115,7 +117,7 @@ def easy_vqa_corpus(root: Path, split: str) -> Corpus:
     return Corpus(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2), list(by_image.values()))
 
 
-def small_model(corpus: Corpus, seed: int, coordinates: bool) -> Kazemi:
+def small_model(corpus: Corpus, seed: int) -> Kazemi:
     """A fresh small Kazemi-Elqursh model whose vocabularies are the corpus's."""
     torch.manual_seed(seed)
     items = list(chain.from_iterable(corpus.items))
@@ -131,7 +133,6 @@ def small_model(corpus: Corpus, seed: int, coordinates: bool) -> Kazemi:
             state=128,
             attention=128,
             hidden=256,
-            coordinates=coordinates,
             dropout=0.0,
             tokeniser=TOKENISER,
             words=tuple(sorted(set(words))),
@@ -148,13 +149,10 @@ def _start_at_unit_scale(model: Kazemi) -> None:
     Without it the attention gets next to no gradient and learns several times more slowly.
     """
     channels = feature_shape(model.config)[0]
-    read = channels + 2 * model.config.coordinates
     with torch.no_grad():
-        model.attention.v_conv.weight[:, :channels] *= channels**0.5
-        for glimpse in range(model.config.glimpses):
-            first = glimpse * read
-            weight = model.classifier.get_parameter("lin1.weight")
-            weight[:, first : first + channels] *= channels**0.5
+        model.attention.v_conv.weight *= channels**0.5
+        glimpses = model.classifier.get_parameter("lin1.weight")[:, : -model.config.state]
+        glimpses *= channels**0.5
 
 
 def pretrain_trunk(model: Kazemi, corpus: Corpus, how: Training) -> list[float]:
@@ -313,9 +311,10 @@ def demo(
     bfloat16: bool = False,
 ) -> None:
     """The embedded world's model; the figures of docs/demo_model.md."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     print(f"drawing {scenes} scenes")
     corpus = shapes_corpus(seed, "train2014", scenes)
-    model = small_model(corpus, seed, coordinates=True)
+    model = small_model(corpus, seed)
     once = Training(epochs=1, learning_rate=3e-3, bfloat16=bfloat16, seed=seed)
     how = Training(epochs=epochs, bfloat16=bfloat16, seed=seed)
     print("training the trunk to name what each cell shows")
@@ -324,14 +323,15 @@ def demo(
     train(model, corpus, how)
     save(model, out)
     print("training the question-only baseline")
-    baseline = small_model(corpus, seed, coordinates=True)
+    baseline = small_model(corpus, seed)
     train(baseline, corpus, how, blind=True)
     for difficulty in ("standard", "hard"):
         held_out = shapes_corpus(seed, "val2014", 1000, difficulty)
         seeing, blind = judge(model, held_out), judge(baseline, held_out, blind=True)
         print_accuracy(f"1,000 held-out scenes, {difficulty}", seeing, blind)
-    demo_examples = shapes_corpus(1, "val2014", 180, "hard", questions=3)
-    print(f"\nthe demo's examples: {crossings(judge(model, demo_examples))}\n\nwrote {out}")
+    demo_examples = shapes_corpus(1, "val2014", 200, "hard", questions=3)
+    print(f"\nexamples of recipes/demo.yaml: {crossings(judge(model, demo_examples))}")
+    print(f"wrote {out}")
 
 
 @app.command()
@@ -343,19 +343,23 @@ def easy_vqa(
     bfloat16: bool = False,
 ) -> None:
     """easy-VQA's model, trained on its train images and judged on its test images."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     corpus = easy_vqa_corpus(data, "train")
     held_out = easy_vqa_corpus(data, "test")
     how = Training(epochs=epochs, bfloat16=bfloat16, seed=seed)
-    model = small_model(corpus, seed, coordinates=False)
+    model = small_model(corpus, seed)
     train(model, corpus, how)
     save(model, out)
     print("training the question-only baseline")
-    baseline = small_model(corpus, seed, coordinates=False)
+    baseline = small_model(corpus, seed)
     train(baseline, corpus, how, blind=True)
     seeing, blind = judge(model, held_out), judge(baseline, held_out, blind=True)
     print_accuracy("easy-VQA, test", seeing, blind)
-    print(f"\nwrote {out}")
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except UserError as error:
+        sys.exit(f"error: {error}")

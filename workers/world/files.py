@@ -41,6 +41,8 @@ ENVELOPE = {
         "name": "CC0 1.0 Universal",
     },
 }
+VERSION = 1
+"""Goes up when the same configuration would give other files."""
 MINORITY = 5
 """In a split with changing priors every fifth question of an answer is on the other side."""
 
@@ -51,13 +53,17 @@ class WorldConfig(Frozen):
     """One split of the embedded world. The same configuration gives the same bytes."""
 
     split: Literal["train2014", "val2014"] = "val2014"
-    scenes: int = Field(default=180, ge=1, le=100_000)
-    questions: int = Field(default=3, ge=1, le=10)
-    """Questions an image; three, as in VQA v1."""
+    scenes: int = Field(default=200, ge=1, le=100_000)
+    questions_per_image: int = Field(default=3, ge=1, le=10)
+    """Three, as in VQA v1."""
     seed: int = Field(default=0, ge=0)
     difficulty: Literal["standard", "hard"] = "standard"
-    world_version: Literal[1] = 1
-    """Goes up when the same configuration would give other files."""
+
+
+class Marker(WorldConfig):
+    """What the marker file of a split says."""
+
+    version: int = VERSION
 
 
 class Places:
@@ -82,30 +88,30 @@ def write_world(root: Path, config: WorldConfig) -> None:
     processes may call at once. ``UserError`` where the root holds another world or other data.
     """
     root.mkdir(parents=True, exist_ok=True)
-    places = Places(root, config.split)
+    places, marker = Places(root, config.split), Marker.model_validate(config.model_dump())
     with FileLock(root / ".shapes.lock"):
         if places.marker.exists():
-            _refuse_another(places.marker, config)
+            _refuse_another(places.marker, marker)
             return
         _clear(places)
-        places.unfinished.write_text(config.model_dump_json(indent=1))
+        places.unfinished.write_text(marker.model_dump_json(indent=1))
         _write(places, config)
         places.unfinished.replace(places.marker)
 
 
-def _refuse_another(marker: Path, config: WorldConfig) -> None:
+def _refuse_another(path: Path, wanted: Marker) -> None:
     try:
-        found = WorldConfig.model_validate_json(marker.read_text())
+        found = Marker.model_validate_json(path.read_text())
     except ValidationError:
         raise UserError(
-            f"{marker}: not the marker of an embedded world; choose another root"
+            f"{path}: not the marker of an embedded world; choose another root"
         ) from None
-    wanted = config.model_dump()
-    differs = [f"{key} {old!r}" for key, old in found.model_dump().items() if wanted[key] != old]
-    if differs:
-        asked = ", ".join(f"{key} {wanted[key]!r}" for key in (d.split(" ")[0] for d in differs))
+    old, new = found.model_dump(), wanted.model_dump()
+    differ = [key for key in old if old[key] != new[key]]
+    if differ:
+        there, asked = (", ".join(f"{k} {values[k]!r}" for k in differ) for values in (old, new))
         raise UserError(
-            f"{marker.parent}: holds a world with {', '.join(differs)}, not {asked}; "
+            f"{path.parent}: holds a world with {there}, not {asked}; "
             "choose another root or delete the folder"
         )
 
@@ -128,7 +134,9 @@ def _write(places: Places, config: WorldConfig) -> None:
     questions: list[Record] = []
     annotations: list[Record] = []
     for number in range(config.scenes):
-        drawn = sample(config.seed, config.split, number, config.difficulty, config.questions)
+        drawn = sample(
+            config.seed, config.split, number, config.difficulty, config.questions_per_image
+        )
         image_id = FIRST_IMAGE[config.split] + number
         Image.fromarray(drawn.scene.image).save(places.image(image_id))
         for index, asked in enumerate(drawn.asked):
@@ -137,8 +145,8 @@ def _write(places: Places, config: WorldConfig) -> None:
             annotations.append({**ids, **_annotation(asked)})
         _write_maps(places, config, number, drawn)
     envelope = {**ENVELOPE, "data_subtype": config.split}
-    asked = {"task_type": "Open-Ended", "questions": questions}
-    _write_json(places.questions, {**envelope, **asked})
+    content = {"task_type": "Open-Ended", "questions": questions}
+    _write_json(places.questions, {**envelope, **content})
     _write_json(places.annotations, {**envelope, "annotations": annotations})
 
 

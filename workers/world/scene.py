@@ -34,6 +34,8 @@ class Difficulty(Frozen):
     the share of scenes in which objects may hide one another.
     """
 
+    things: tuple[int, int]
+    """The fewest and the most objects of a scene."""
     small: float
     small_radius: tuple[float, float]
     faint: float
@@ -49,6 +51,7 @@ class Difficulty(Frozen):
 
 DIFFICULTIES = {
     "standard": Difficulty(
+        things=(3, 6),
         small=0.12,
         small_radius=(5.5, 7.5),
         faint=0.08,
@@ -60,15 +63,16 @@ DIFFICULTIES = {
         questions={"color": 3, "shape": 3, "exists": 3, "count": 2, "side": 1, "bigger": 1},
     ),
     "hard": Difficulty(
+        things=(4, 6),
         small=0.25,
         small_radius=(4.0, 6.5),
-        faint=0.2,
-        faint_opacity=(0.2, 0.45),
+        faint=0.25,
+        faint_opacity=(0.15, 0.4),
         alike=0.25,
-        alike_blend=(0.3, 0.47),
+        alike_blend=(0.3, 0.48),
         crowded=0.6,
         least_visible=0.3,
-        questions={"color": 1, "shape": 1, "exists": 1, "count": 1, "side": 1, "bigger": 1},
+        questions={"color": 2, "shape": 2, "exists": 2, "count": 3, "side": 4, "bigger": 1},
     ),
 }
 
@@ -116,8 +120,9 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, difficulty: Difficulty) -> Scene:
-    """Three to six objects, none of them hidden beyond ``least_visible``, on a textured ground."""
-    things, masks = _place(rng, difficulty, count=int(rng.integers(3, 7)))
+    """Several objects, none of them hidden beyond ``least_visible``, on a textured ground."""
+    fewest, most = difficulty.things
+    things, masks = _place(rng, difficulty, count=int(rng.integers(fewest, most + 1)))
     canvas = _ground(rng)
     for thing, mask in zip(things, masks, strict=True):
         canvas[mask] += thing.opacity * (thing.rgb - canvas[mask])
