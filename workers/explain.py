@@ -56,18 +56,23 @@ class Explainer:
         """Explain every example of a shard by the task's methods, and commit."""
         start = time.perf_counter()
         ledger = Ledger(task, self.model, self.methods, self.targets)
-        self._allocate(ledger)
-        for image_id, examples in by_image(task.shard.examples).items():
-            self.store.breadcrumb(task.shard.number, image_id)
-            self._explain_image(ledger, image_id, examples)
-        ledger.commit(self.store)
-        self.store.breadcrumb(task.shard.number, None)
+        if not self.store.attempt("explain", task.shard.number, task.labels).decided:
+            self._explain(ledger)
         return Report(
             shard=task.shard.number,
             examples=len(task.shard.examples),
             failed=len({row.question_id for row in ledger.failures}),
             seconds=time.perf_counter() - start,
         )
+
+    def _explain(self, ledger: Ledger) -> None:
+        task = ledger.task
+        self._allocate(ledger)
+        for image_id, examples in by_image(task.shard.examples).items():
+            self.store.breadcrumb(task.shard.number, image_id)
+            self._explain_image(ledger, image_id, examples)
+        ledger.commit(self.store)
+        self.store.breadcrumb(task.shard.number, None)
 
     def _allocate(self, ledger: Ledger) -> None:
         for label in ledger.task.labels:

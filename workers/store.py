@@ -255,6 +255,11 @@ class Attempt:
         self.fragment = f"part-{shard:07d}-{round_name(labels)}.parquet"
         self.folder = root / "stage" / f"{stage}-{shard:07d}-{round_name(labels)}.{self.name}"
 
+    @property
+    def decided(self) -> bool:
+        """Whether some attempt at this task has committed: its report may have been lost."""
+        return (self.root / DECIDING[self.stage] / self.fragment).exists()
+
     def add_array(self, label: str, spec: ArraySpec, values: np.ndarray) -> None:
         """Stage the Zarr shard of one array: ``values`` is ``(capacity, [target,] *dims)``."""
         key = ".".join(["c", str(self.shard), *["0"] * (values.ndim - 1)])

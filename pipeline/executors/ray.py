@@ -146,16 +146,29 @@ class _Pool:
         self._feed(slot)
 
     def _bury(self, slot: Slot, error: RayActorError) -> Iterator[Outcome]:
-        """Forget a dead actor, requeue its tasks and start another. The oldest task was running."""
+        """Forget a dead actor, requeue its tasks and start another."""
         self._count_start_failure(slot, error)
+        yield from self._last_words(slot)
         ray.kill(slot.handle)
         self.slots.remove(slot)
-        self.calls = {c: (s, t) for c, (s, t) in self.calls.items() if s is not slot}
         if slot.tasks:
             yield from self._requeue_running(slot.tasks.popleft(), error)
         self.queue.extendleft(reversed(slot.tasks))
         if self.queue:
             self._start()
+
+    def _last_words(self, slot: Slot) -> Iterator[Outcome]:
+        """What the actor finished before it died; the oldest task left was the one running."""
+        open_calls = [call for call, (owner, _) in self.calls.items() if owner is slot]
+        for call in open_calls:
+            _, task = self.calls.pop(call)
+            try:
+                report = ray.get(call)
+            except (RayActorError, RayTaskError):
+                continue
+            if task is not None:
+                slot.tasks.remove(task)
+                yield Outcome(task, report=report)
 
     def _requeue_running(self, task: Task, error: RayActorError) -> Iterator[Outcome]:
         self.crashes[task.shard.number] += 1
