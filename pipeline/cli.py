@@ -3,13 +3,13 @@ or 130 (interrupted)."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from pipeline.console import console
 from pipeline.report import terminal as report
-from workers.errors import BadExample, UserError
+from workers.errors import BadExample, UserError, UserInterrupt
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,16 +132,34 @@ def _end(failed: int, run_folder: Path, retry: str) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The run's folder.")] = Path("runs/demo"),
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """The whole workflow on the embedded world: run, evaluate, tables, contact sheet."""
+    from pipeline import run as stages
+    from pipeline.recipe import read_recipe
+    from pipeline.report.sheet import run_sheet
+
+    stages.run(read_recipe(Path("recipes/demo.yaml"), overrides), out)
+    result = stages.evaluate(out, overrides)
+    report.print_tables(out)
+    run_sheet(out, out / "sheet.png")
+    report.print_demo(out)
+    _end(result.failed_examples, out, f"run recipes/demo.yaml --out {out} --retry-failed")
+
+
 def main() -> None:
     """Run a command; a user's mistake is one message, never a traceback."""
     try:
         app()
     except (UserError, BadExample) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "interrupted: everything committed is kept; the same command goes on from there.",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        _stop(f"error: {error}", 2)
+    except UserInterrupt as error:
+        _stop(str(error), 130)
+
+
+def _stop(message: str, status: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(status)

@@ -20,7 +20,7 @@ def quiet(log: Path) -> Iterator[None]:
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]
     terminal = os.fdopen(os.dup(1), "w", buffering=1)
-    previous, console.file = console.file, terminal
+    console.file = terminal
     try:
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
@@ -32,5 +32,5 @@ def quiet(log: Path) -> Iterator[None]:
         for descriptor, number in zip(saved, (1, 2), strict=True):
             os.dup2(descriptor, number)
             os.close(descriptor)
-        console.file = previous
+        console.file = None  # type: ignore[assignment]  # back to whatever sys.stdout is
         terminal.close()

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.console import console, quiet
 from pipeline.dataset import Run
-from pipeline.executors.base import Executor, Job
+from pipeline.executors.base import Executor, Job, Outcome
 from pipeline.executors.local import LocalExecutor
 from pipeline.plan import dataset_digest, evaluation_tasks, make_plan
 from pipeline.progress import meter
@@ -19,7 +19,7 @@ from schemas.rows import FailureRow
 from schemas.shard import Shard, Task, partition
 from workers import catalog
 from workers.datasets.base import BadRecord
-from workers.errors import UserError
+from workers.errors import UserError, UserInterrupt
 from workers.evaluate import Evaluator
 from workers.explain import Explainer
 from workers.store import Store
@@ -146,13 +146,24 @@ def _work(stage: str, job: Job, tasks: list[Task], config: RunConfig, out: Path)
         return
     executor = make_executor(config.resources.executor)
     with quiet(out / LOG), meter(stage, total, console) as progress:
-        for outcome in executor.map(job, tasks, config.resources):
-            if outcome.report is None:
-                raise UserError(
-                    f"{stage} stopped at shard {outcome.task.shard.number}: {outcome.error}. "
-                    "What is committed is kept: mend the cause and run the same command again."
-                )
-            progress.advance(outcome.report.examples, outcome.report.failed)
+        try:
+            for outcome in executor.map(job, tasks, config.resources):
+                progress.advance(*_counts(stage, outcome))
+        except KeyboardInterrupt:
+            raise UserInterrupt(
+                f"{stage} interrupted at {progress.done:,} of {total:,} examples. Finished shards "
+                "are kept: the same command goes on from there."
+            ) from None
+
+
+def _counts(stage: str, outcome: Outcome) -> tuple[int, int]:
+    """Examples done and failed; an outcome without a report stops the stage."""
+    if outcome.report is None:
+        raise UserError(
+            f"{stage} stopped at shard {outcome.task.shard.number}: {outcome.error}. "
+            "What is committed is kept: mend the cause and run the same command again."
+        )
+    return outcome.report.examples, outcome.report.failed
 
 
 def make_executor(name: str) -> Executor:

@@ -94,8 +94,9 @@ def recipe(world: Path, checkpoint: Path) -> Recipe:
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray cluster for the whole session, in its own folders."""
     os.environ["RAY_TMPDIR"] = "/tmp"
-    import pipeline.executors.ray  # noqa: F401 - sets Ray's environment before Ray is imported
     import ray
+
+    import pipeline.executors.ray  # noqa: F401 - sets Ray's environment before Ray is imported
 
     ray.init(
         num_cpus=4,

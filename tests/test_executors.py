@@ -97,9 +97,7 @@ def test_ray_task_that_raises_is_an_outcome_with_its_reason(
     tmp_path: Path, ray_cluster: None
 ) -> None:
     done = outcomes(make_executor("ray"), tmp_path / "log", "raises")
-    assert {o.task.shard.number: o.error for o in done if o.error} == {
-        3: "No space left on device"
-    }
+    assert {o.task.shard.number: o.error for o in done if o.error} == {3: "No space left on device"}
 
 
 def test_local_task_that_raises_stops_the_run(tmp_path: Path) -> None:
@@ -117,7 +115,7 @@ def test_ray_worker_that_never_starts_ends_the_run_with_the_reason(
 def test_ray_worker_refusing_its_recipe_ends_the_run_at_once(
     tmp_path: Path, ray_cluster: None
 ) -> None:
-    with pytest.raises(UserError, match="weights.safetensors: not a checkpoint"):
+    with pytest.raises(UserError, match=r"weights\.safetensors: not a checkpoint"):
         outcomes(make_executor("ray"), tmp_path / "log", "user error")
 
 

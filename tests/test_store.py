@@ -113,7 +113,7 @@ def test_flipped_byte_in_a_stored_map_is_noticed(store: Store) -> None:
     data = bytearray(path.read_bytes())
     data[50] ^= 0x40
     path.write_bytes(bytes(data))
-    with pytest.raises(Exception, match="(?i)checksum"):
+    with pytest.raises(Exception, match=r"(?i)checksum"):
         array(store, "pixels")[0]
 
 

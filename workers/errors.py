@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class BadExample(Exception):  # noqa: N818 - a condition of the data, not of the program
     """One example cannot be explained; recorded in ``failures/``, its neighbours go on."""
+
+
+class UserInterrupt(Exception):  # noqa: N818 - a wish, not an error
+    """Ctrl-C during a stage; says how far it got. Ends a command with exit status 130."""

@@ -200,7 +200,7 @@ class Ledger:
         )
         return ExampleRow(
             **{name: getattr(example, name) for name in asked},
-            **unknown,  # type: ignore[arg-type]
+            **unknown,
             answers=list(example.answers),
             truth=example.truth,
             status="ok" if reason is None else "failed",

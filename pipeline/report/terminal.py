@@ -14,7 +14,7 @@ from pipeline.single import Explanation
 from pipeline.studies.accuracy import accuracy_table
 from pipeline.studies.agreement import agreement
 from pipeline.studies.summary import Bootstrap
-from pipeline.studies.tables import render
+from pipeline.studies.tables import render, side_by_side
 
 MAIN_METRICS = ("rank_correlation", "ty_iou", "ty_f1")
 """Printed by ``evaluate``; all others are in the store."""
@@ -53,9 +53,9 @@ def print_tables(root: Path) -> None:
         return
     table = agreement(run.metrics, run.examples, bootstrap)
     for target in dict.fromkeys(table.target):
-        chosen = table[(table.target == target) & table.metric.isin(MAIN_METRICS)]
-        title = f"Agreement with human attention, target: {target}"
-        console.print(render(chosen.reset_index(drop=True), title=title))
+        shown = [m for m in MAIN_METRICS if m in set(table.metric)] or list(table.metric[:1])
+        title = f"Agreement with human attention, target: {target} (mean, 95 % interval)"
+        console.print(render(side_by_side(table, target, shown), title=title))
     console.print(_unlabelled(run.examples), soft_wrap=True)
 
 
@@ -65,6 +65,28 @@ def _unlabelled(examples: pd.DataFrame) -> str:
         f"{outside} of {len(examples)} labelled answers are outside the model's vocabulary: "
         "those examples have no truth target."
     )
+
+
+def print_demo(root: Path) -> None:
+    """Where everything is, and what to try next."""
+    console.print(
+        f"""
+[bold]Where it is[/]
+  {root}/sheet.png        the contact sheet: open it
+  {root}/maps.zarr        the maps;  {root}/maps, words, metrics ...  Parquet tables about them
+[bold]What next[/]
+  python run_pipeline.py status {root}
+  python run_pipeline.py explain --image {_any_image(root)} \\
+      --question "what color is the circle?" --out one.png
+  python -c "from pipeline import open_run; print(open_run('{root}').maps)"
+  python run_pipeline.py plan recipes/easy_vqa.yaml
+""",
+        soft_wrap=True,
+    )
+
+
+def _any_image(root: Path) -> str:
+    return str(Run(root).examples.image.iloc[0])
 
 
 def print_status(root: Path) -> int:

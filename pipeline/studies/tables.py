@@ -1,6 +1,6 @@
 """Result tables for the terminal and for READMEs: the same cells, readable numbers."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,24 @@ def render(table: pd.DataFrame, title: str | None = None) -> Table:
         style = "dim" if row.get("baseline") else ""
         drawn.add_row(*map(Text, cells), style=style, end_section=bool(end))
     return drawn
+
+
+def side_by_side(table: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd.DataFrame:
+    """One row a method of ``agreement``'s table: mean and interval a metric, counts of the first.
+
+    Best first by the first metric. Cells are text, for reading; figures are in ``agreement``.
+    """
+    own = table[table.target == target]
+    first = own[own.metric == metrics[0]].set_index("method")
+    wide = pd.DataFrame({"method": first.index})
+    for metric in metrics:
+        cells = own[own.metric == metric].set_index("method").reindex(first.index)
+        wide[metric] = [
+            f"{number(row['mean'])} {_interval(row['ci_low'], row['ci_high'], 0.5)}"
+            for row in cells.to_dict("records")
+        ]
+    counts = first[["n_used", "n_degenerate", "baseline"]].reset_index(drop=True)
+    return pd.concat([wide, counts], axis=1)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
