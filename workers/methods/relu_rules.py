@@ -23,9 +23,9 @@ Rule = Literal["saliency", "guided", "deconvnet"]
 """
 
 BACKWARD: dict[Rule, Callable[[Tensor, Tensor], Tensor]] = {
-    "saliency": lambda g, closed: g.masked_fill(closed, 0),
-    "guided": lambda g, closed: g.clamp(min=0).masked_fill(closed, 0),
-    "deconvnet": lambda g, closed: g.clamp(min=0),
+    "saliency": lambda g, is_open: g * is_open,
+    "guided": lambda g, is_open: g.clamp(min=0) * is_open,
+    "deconvnet": lambda g, is_open: g.clamp(min=0),
 }
 
 
@@ -75,7 +75,7 @@ class _Relu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scope: ReluRules, inplace: bool) -> Tensor:
         ctx.scope = scope
-        ctx.save_for_backward(x <= 0)
+        ctx.save_for_backward(x > 0)
         if not inplace:
             return x.relu()
         ctx.mark_dirty(x)
@@ -83,8 +83,8 @@ class _Relu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (closed,) = ctx.saved_tensors
-        return BACKWARD[ctx.scope.rule](grads[0], closed), None, None
+        (is_open,) = ctx.saved_tensors
+        return BACKWARD[ctx.scope.rule](grads[0], is_open), None, None
 
 
 def _is(bound: object, value: float) -> bool:
@@ -164,23 +164,19 @@ class Trace:
 
     def pull_back(self, gradient: Tensor, rule: Rule) -> tuple[Tensor, ...]:
         """The gradient at the output (of its shape) -> the gradient at each input."""
-        return self._gradients(gradient, rule, many=False)
+        self.rules.rule = rule
+        # On the CPU, batch normalisation (torch 2.15) misreads a gradient that is a channels-last
+        # view with an unusual stride along a batch axis of length 1.
+        return self._gradients(gradient.contiguous())
 
     def pull_back_many(self, gradients: Tensor, rule: Rule) -> tuple[Tensor, ...]:
         """``(n, *output)`` -> ``(n, *input)`` for each input: n backward passes as one batch."""
-        return self._gradients(gradients, rule, many=True)
-
-    def _gradients(self, gradients: Tensor, rule: Rule, many: bool) -> tuple[Tensor, ...]:
-        # On the CPU, batch normalisation (torch 2.15) misreads a gradient that is a channels-last
-        # view with an unusual stride along a batch axis of length 1.
         self.rules.rule = rule
+        return torch.func.vmap(self._gradients)(gradients.contiguous())
+
+    def _gradients(self, gradient: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(
-            self.output,
-            self.inputs,
-            gradients.contiguous(),
-            retain_graph=True,
-            is_grads_batched=many,
-            materialize_grads=True,
+            self.output, self.inputs, gradient, retain_graph=True, materialize_grads=True
         )
 
 
