@@ -105,7 +105,7 @@ def explain(
     image: Annotated[Path, typer.Option(help="A photo.")],
     question: Annotated[str, typer.Option(help="What to ask about it.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
-    model: Annotated[str, typer.Option(help="A model of the catalogue.")] = "demo",
+    model: Annotated[str, typer.Option(help="A catalogue name, or a .safetensors file.")] = "demo",
     answer: Annotated[
         str | None, typer.Option(help="Explain this answer instead of the model's own.")
     ] = None,

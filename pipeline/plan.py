@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +129,14 @@ def method_definitions(
 
 
 def metric_definitions(config: RunConfig) -> list[Definition]:
-    """What the store records of every metric."""
+    """What the store records of every metric; two that write the same names are refused."""
+    metrics = catalog.metrics(config.metrics)
+    for (first, a), (second, b) in combinations(metrics.items(), 2):
+        if shared := set(a.names) & set(b.names):
+            raise UserError(
+                f"metrics.{first} and metrics.{second} would both write {', '.join(sorted(shared))}"
+                ": keep one of them, and use a run of its own for the other."
+            )
     return [
         Definition(
             label=label,
@@ -136,7 +144,7 @@ def metric_definitions(config: RunConfig) -> list[Definition]:
             parameters=metric.model_dump(mode="json"),
             kind="metric",
         )
-        for label, metric in catalog.metrics(config.metrics).items()
+        for label, metric in metrics.items()
     ]
 
 

@@ -47,6 +47,9 @@ def run(config: RunConfig, out: Path, retry_failed: bool = False) -> Result:
         if retry_failed:
             discard_failed(store)
             plan = make_plan(config, out)
+        if 0 < len(plan.tasks) < len(plan.shards):
+            done = len(plan.shards) - len(plan.tasks)
+            console.print(f"going on: {done:,} of {len(plan.shards):,} shards are done already")
         store.record_bad([_bad_row(record) for record in plan.bad_records])
         job = Job(Explainer, (config, str(out.resolve())), lambda t, n: after_crash(store, t, n))
         _work("explain", job, plan.tasks, config, out)

@@ -17,7 +17,7 @@ from workers.errors import UserError
 from workers.explain import explain_scene
 from workers.images import decode
 from workers.methods.base import Maps, Method, Scene, WordScores
-from workers.models.base import VQAModel
+from workers.models.base import Capability, VQAModel
 from workers.questions import check_question
 
 LIMITS = ImageLimits()
@@ -54,8 +54,8 @@ def explain(
 ) -> Explanation:
     """Explain one answer by every method asked for.
 
-    ``model`` is a catalogue name (``"demo"``), a recipe's model section, or a built model;
-    ``image`` a file or upright uint8 RGB ``(y, x, 3)``; ``methods`` names, or label -> options;
+    ``model`` is a catalogue name (``"demo"``), a ``.safetensors`` file of the Kazemi-Elqursh
+    family, a recipe's model section, or a built model; ``image`` a file or upright uint8 RGB ``(y, x, 3)``; ``methods`` names, or label -> options;
     ``answer`` the answer to explain in place of the prediction.
     """
     built = _model(model, device)
@@ -64,6 +64,7 @@ def explain(
     )
     check_capabilities(chosen, built)
     scene, frame = _scene(built, image, question, answer)
+    scene.gradients = any(Capability.GRADIENTS in method.needs for method in chosen.values())
     results = {label: explain_scene(method, scene) for label, method in chosen.items()}
     last = len(scene.rows) - 1
     return Explanation(
@@ -90,7 +91,10 @@ def explain(
 def _model(model: str | Mapping[str, Any] | VQAModel, device: str) -> VQAModel:
     if isinstance(model, VQAModel):
         return model
-    component = Component(**({"name": model} if isinstance(model, str) else model))
+    if isinstance(model, str):
+        trained = Path(model).suffix == ".safetensors"
+        model = {"name": "kazemi", "checkpoint": model} if trained else {"name": model}
+    component = Component(**model)
     return catalog.model_spec(component).build(catalog.pick_device(device))
 
 

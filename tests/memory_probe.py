@@ -47,7 +47,7 @@ def main(count: int, world: Path, checkpoint: Path, run: Path) -> None:
             capacity=shards[0].capacity,
             examples=count,
             images=count // 3,
-        )  # fmt: skip
+        )
     )
     explainer = Explainer(config, str(run))
     methods = catalog.methods(config.methods)

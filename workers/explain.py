@@ -19,7 +19,7 @@ from workers.errors import BadExample
 from workers.images import decode
 from workers.ledger import Entry, Ledger
 from workers.methods.base import ImageMethod, Maps, Method, Row, Scene, WordMethod, WordScores
-from workers.models.base import Tokens, VQAModel
+from workers.models.base import Capability, Tokens, VQAModel
 from workers.questions import check_question
 from workers.store import Store
 
@@ -112,7 +112,7 @@ class Explainer:
     def _explain_scene(self, ledger: Ledger, canvas: Tensor, frame: Frame, asked: Asked) -> None:
         """All questions of an image at once; should that fail, each alone, so that a bad question
         does not take its neighbours down."""
-        scene = self._scene(canvas, asked)
+        scene = self._scene(ledger.task.labels, canvas, asked)
         rows = guarded(lambda: _checked_rows(scene))
         if isinstance(rows, Failed):
             if len(asked) == 1:
@@ -132,14 +132,14 @@ class Explainer:
             if len(asked) == 1:
                 ledger.fail(asked[0][0], "explain", result.error, label)
             for one in asked if len(asked) > 1 else ():
-                self._explain_by(ledger, label, self._scene(scene.canvas, [one]), [one])
+                self._explain_by(ledger, label, self._scene([label], scene.canvas, [one]), [one])
             return
         seconds = (time.perf_counter() - start) / max(1, len(scene.rows))
         for r, row in enumerate(scene.rows):
             example, tokens = asked[row.question]
             ledger.record(Entry(label, example, row, tokens, seconds), r, result)
 
-    def _scene(self, canvas: Tensor, asked: Asked) -> Scene:
+    def _scene(self, labels: Sequence[str], canvas: Tensor, asked: Asked) -> Scene:
         return Scene(
             model=self.model,
             canvas=canvas,
@@ -148,6 +148,7 @@ class Explainer:
             truths=[self.model.answer_index(example.truth) for example, _ in asked],
             targets=self.targets,  # type: ignore[arg-type]
             batch=self.config.resources.batch,
+            gradients=any(Capability.GRADIENTS in self.methods[label].needs for label in labels),
         )
 
 

@@ -88,16 +88,14 @@ class Store:
         """Claim the folder for this run, or check that it is this run's already."""
         if self.exists:
             self._refuse_other(record)
-            return
-        if self.root.exists() and any(self.root.iterdir()):
+        elif self.root.exists() and any(self.root.iterdir()):
             raise UserError(
                 f"{self.root} is not empty and is not a run: choose another --out, or empty it."
             )
-        self.root.mkdir(parents=True, exist_ok=True)
+        _write_once(self.root / "run.json", _pretty(record))
         for table in TABLES:
             (self.root / table).mkdir(exist_ok=True)
-        zarr.create_group(self.root / "maps.zarr", overwrite=False)
-        _write_once(self.root / "run.json", record.model_dump_json(indent=2).encode())
+        _make_group(self.root / "maps.zarr")
 
     def _refuse_other(self, record: RunRecord) -> None:
         stored = self.record()
