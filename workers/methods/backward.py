@@ -66,11 +66,13 @@ def word_gradients(scene: Scene, score: Score) -> WordGradients:
 
 def _head_trace(scene: Scene) -> Trace:
     """Every row through the head: ``(features, states) -> logits (row, answer)``."""
-    states = scene.states[[row.question for row in scene.rows]]
-    features = scene.features.expand(len(states), -1, -1, -1)
-    return scene.once(
-        "head trace", lambda: record(lambda f, s: scene.split.head(f, s).logits, features, states)
-    )
+
+    def compute() -> Trace:
+        states = scene.states[[row.question for row in scene.rows]]
+        features = scene.features.expand(len(states), -1, -1, -1)
+        return record(lambda f, s: scene.split.head(f, s).logits, features, states)
+
+    return scene.once("head trace", compute)
 
 
 def _logit_gradients(scene: Scene, trace: Trace, score: Score) -> Tensor:

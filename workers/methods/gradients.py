@@ -95,7 +95,10 @@ class GuidedGradCam(PixelMethod):
     def explain(self, scene: Scene) -> Maps:
         guided = pixel_gradients(scene, self.score, "guided")
         cam = grad_cam(scene, self.score).relu()[:, None]
-        return self._reduced(guided * F.interpolate(cam, guided.shape[2:], mode="bilinear"))
+        size = guided.shape[2:]
+        return self._reduced(
+            guided * F.interpolate(cam, size, mode="bilinear", align_corners=False)
+        )
 
 
 def grad_cam(scene: Scene, score: Score) -> Tensor:

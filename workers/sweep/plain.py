@@ -16,6 +16,7 @@ def sweep(scene: Scene, windows: Sequence[Window], colour: Sequence[float]) -> T
     """Logits of every question with each window painted, ``(window, question, answer)``.
 
     The trunk of a late-fusion model sees each painted canvas once, whatever is asked about it.
+    Sums in float32 differ with the batch's size: compare maps with a tolerance, never bitwise.
     """
     answer = _answer_split if Capability.SPLIT in scene.model.provides else _answer_black_box
     canvas = scene.canvas.to(scene.model.dtype)
