@@ -164,9 +164,9 @@ class Trace:
 
     def pull_back(self, gradient: Tensor, rule: Rule) -> tuple[Tensor, ...]:
         """The gradient at the output (of its shape) -> the gradient at each input."""
+        # Contiguous, because batch normalisation on the CPU (torch 2.15) misreads a channels-last
+        # gradient whose stride along a batch axis of length 1 is unusual.
         self.rules.rule = rule
-        # On the CPU, batch normalisation (torch 2.15) misreads a gradient that is a channels-last
-        # view with an unusual stride along a batch axis of length 1.
         return self._gradients(gradient.contiguous())
 
     def pull_back_many(self, gradients: Tensor, rule: Rule) -> tuple[Tensor, ...]:
