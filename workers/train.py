@@ -43,6 +43,9 @@ SHOWN = 0.25
 NOTHING = 0.2
 """Weight of a cell that shows nothing, since most cells do."""
 
+PRETRAINING = 16_000
+"""Scenes that the trunk is pre-trained on; it names cells well after a few thousand."""
+
 app = typer.Typer(add_completion=False, help=__doc__)
 
 
@@ -64,6 +67,10 @@ class Corpus:
     items: list[list[Item]]
     cells: Tensor | None = None
     """What each cell shows: hue and shape, 0 for nothing; int64 ``(image, 2, y, x)``."""
+
+    def first(self, images: int) -> "Corpus":
+        cells = None if self.cells is None else self.cells[:images]
+        return Corpus(self.images[:images], self.items[:images], cells)
 
 
 class Training(Frozen):
@@ -305,8 +312,8 @@ def print_accuracy(title: str, seeing: list[Judged], blind: list[Judged]) -> Non
 @app.command()
 def demo(
     out: Path = WEIGHTS / "demo.safetensors",
-    scenes: int = 20_000,
-    epochs: int = 5,
+    scenes: int = 50_000,
+    epochs: int = 2,
     seed: int = 0,
     bfloat16: bool = False,
 ) -> None:
@@ -318,7 +325,7 @@ def demo(
     once = Training(epochs=1, learning_rate=3e-3, bfloat16=bfloat16, seed=seed)
     how = Training(epochs=epochs, bfloat16=bfloat16, seed=seed)
     print("training the trunk to name what each cell shows")
-    pretrain_trunk(model, corpus, once)
+    pretrain_trunk(model, corpus.first(PRETRAINING), once)
     print("training the model")
     train(model, corpus, how)
     save(model, out)
@@ -346,7 +353,7 @@ def easy_vqa(
     out.parent.mkdir(parents=True, exist_ok=True)
     corpus = easy_vqa_corpus(data, "train")
     held_out = easy_vqa_corpus(data, "test")
-    how = Training(epochs=epochs, bfloat16=bfloat16, seed=seed)
+    how = Training(epochs=epochs, batch=16, learning_rate=3e-3, bfloat16=bfloat16, seed=seed)
     model = small_model(corpus, seed)
     train(model, corpus, how)
     save(model, out)
