@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.progress import clock
 from schemas.config import RunConfig
 from schemas.example import Example
 from schemas.shard import Shard, Task, by_image, partition
@@ -62,6 +63,16 @@ class Plan:
         return self.passes * self.seconds_per_pass / self.config.resources.workers
 
     @property
+    def summary(self) -> str:
+        """One line before the work starts."""
+        done = len(self.shards) - len(self.tasks)
+        before = f"{done:,} of {len(self.shards):,} shards are done already; " if done else ""
+        return (
+            f"{before}to explain: {self.examples_to_do:,} examples on {self.images_to_do:,} "
+            f"images, {self.passes:,} trunk passes, about {clock(self.seconds)}"
+        )
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of all arrays uncompressed, places of whole shards included."""
         record = self.record
@@ -85,15 +96,19 @@ def make_plan(config: RunConfig, out: Path | None) -> Plan:
     shards = partition(examples, config.store.shard_size)
     definitions = method_definitions(config, methods, model)
     store = Store(out) if out is not None else None
+    tasks = _todo(shards, [d.label for d in definitions], store)
+    resources = config.resources
     return Plan(
         config=config,
         record=_record(config, examples, shards, model),
         shards=shards,
         definitions=[*definitions, *metric_definitions(config)],
-        tasks=_todo(shards, [d.label for d in definitions], store),
+        tasks=tasks,
         bad_records=dataset.bad_records(),
         passes_per_image=1 + sum(m.passes(model.geometry) for m in methods.values()),
-        seconds_per_pass=forward_seconds(model, config.resources.batch, config.resources.threads),
+        seconds_per_pass=forward_seconds(model, resources.batch, resources.threads)
+        if tasks
+        else 0.0,
     )
 
 
@@ -201,6 +216,7 @@ def _record(
         capacity=shards[0].capacity,
         examples=len(examples),
         images=len(by_image(examples)),
+        shard_size=config.store.shard_size,
     )
 
 

@@ -12,6 +12,9 @@ from schemas.config import RunConfig
 from workers.catalog import explain_invalid
 from workers.errors import UserError
 
+PATHS = (("dataset", "root"), ("model", "checkpoint"), ("model", "trunk_checkpoint"))
+"""Options that are paths of the recipe's author, relative to the working directory."""
+
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The recipe at ``path`` with ``--set key=value`` overrides applied."""
@@ -38,9 +41,20 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 def parse(data: dict[str, Any], where: str) -> RunConfig:
     """A recipe's mapping as a validated configuration."""
     try:
-        return RunConfig.model_validate(data)
+        return RunConfig.model_validate(_absolute(data))
     except ValidationError as error:
         raise UserError(f"{where}:\n{explain_invalid('', RunConfig, error)}") from None
+
+
+def _absolute(data: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with its paths absolute, so that workers and later commands find them from any
+    folder."""
+    data = dict(data)
+    for section, key in PATHS:
+        options = data.get(section)
+        if isinstance(options, dict) and isinstance(options.get(key), str):
+            data[section] = {**options, key: str(Path(options[key]).absolute())}
+    return data
 
 
 def _apply(data: dict[str, Any], assignment: str) -> None:

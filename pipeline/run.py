@@ -10,11 +10,12 @@ from filelock import FileLock, Timeout
 from pipeline.console import console, quiet
 from pipeline.dataset import Run
 from pipeline.executors.base import Executor, Job, Outcome
+from pipeline.executors.environment import prepare
 from pipeline.executors.local import LocalExecutor
 from pipeline.plan import dataset_digest, evaluation_tasks, make_plan
 from pipeline.progress import meter
 from pipeline.recipe import override, parse
-from schemas.config import RunConfig
+from schemas.config import Resources, RunConfig
 from schemas.rows import FailureRow
 from schemas.shard import Shard, Task, partition
 from workers import catalog
@@ -47,10 +48,9 @@ def run(config: RunConfig, out: Path, retry_failed: bool = False) -> Result:
         if retry_failed:
             discard_failed(store)
             plan = make_plan(config, out)
-        if 0 < len(plan.tasks) < len(plan.shards):
-            done = len(plan.shards) - len(plan.tasks)
-            console.print(f"going on: {done:,} of {len(plan.shards):,} shards are done already")
         store.record_bad([_bad_row(record) for record in plan.bad_records])
+        if plan.tasks:
+            console.print(plan.summary)
         job = Job(Explainer, (config, str(out.resolve())), lambda t, n: after_crash(store, t, n))
         _work("explain", job, plan.tasks, config, out)
     return Result(len(plan.tasks), failed_examples(out))
@@ -147,7 +147,7 @@ def _work(stage: str, job: Job, tasks: list[Task], config: RunConfig, out: Path)
     if not tasks:
         console.print(f"{stage}  nothing to do, everything is done already")
         return
-    executor = make_executor(config.resources.executor)
+    executor = make_executor(config.resources)
     with quiet(out / LOG), meter(stage, total, console) as progress:
         try:
             for outcome in executor.map(job, tasks, config.resources):
@@ -169,10 +169,11 @@ def _counts(stage: str, outcome: Outcome) -> tuple[int, int]:
     return outcome.report.examples, outcome.report.failed
 
 
-def make_executor(name: str) -> Executor:
-    """``local`` runs in this process; ``ray`` is imported only when it is asked for."""
-    if name == "local":
+def make_executor(resources: Resources) -> Executor:
+    """``local`` runs in this process; Ray is imported only when it is asked for."""
+    if resources.executor == "local":
         return LocalExecutor()
+    prepare(resources.address)
     from pipeline.executors.ray import RayExecutor
 
     return RayExecutor()

@@ -1,6 +1,5 @@
 """Fixtures shared by all tests: real data, a small world, a small model and a Ray cluster."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline.executors.environment import prepare
 from pipeline.recipe import parse
 from schemas.config import RunConfig
 from workers.datasets.shapes import Shapes
@@ -91,12 +91,10 @@ def recipe(world: Path, checkpoint: Path) -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One local Ray cluster for the whole session, in its own folders."""
-    os.environ["RAY_TMPDIR"] = "/tmp"
-    import ray
-
-    import pipeline.executors.ray  # noqa: F401 - sets Ray's environment before Ray is imported
+def ray_cluster() -> Iterator[None]:
+    """One local Ray cluster for the whole session."""
+    prepare(address=None)
+    import ray  # reads its environment
 
     ray.init(
         num_cpus=4,

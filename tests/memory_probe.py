@@ -43,6 +43,7 @@ def main(count: int, world: Path, checkpoint: Path, run: Path) -> None:
             dataset="",
             model="",
             targets=("predicted", "truth"),
+            shard_size=32,
             shards=len(shards),
             capacity=shards[0].capacity,
             examples=count,

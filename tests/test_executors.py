@@ -68,14 +68,14 @@ def outcomes(executor: Executor, log: Path, fault: str = "none", count: int = 12
 def test_executor_without_faults_does_every_task_once(
     name: str, tmp_path: Path, ray_cluster: None
 ) -> None:
-    done = outcomes(make_executor(name), tmp_path / "log")
+    done = outcomes(make_executor(Resources(executor=name)), tmp_path / "log")
     assert sorted(o.task.shard.number for o in done) == list(range(12))
     assert all(o.report is not None for o in done)
     assert starts(tmp_path / "log") == dict.fromkeys(range(12), 1)
 
 
 def test_ray_worker_killed_once_costs_one_attempt(tmp_path: Path, ray_cluster: None) -> None:
-    done = outcomes(make_executor("ray"), tmp_path / "log", "dies once")
+    done = outcomes(make_executor(Resources(executor="ray")), tmp_path / "log", "dies once")
     assert sorted(o.task.shard.number for o in done) == list(range(12))
     assert all(o.report is not None for o in done)
     assert starts(tmp_path / "log") == {**dict.fromkeys(range(12), 1), 3: 2}
@@ -85,7 +85,7 @@ def test_ray_task_that_always_kills_its_worker_is_given_up(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.executors.ray.CRASHES", 3)
-    done = outcomes(make_executor("ray"), tmp_path / "log", "dies always")
+    done = outcomes(make_executor(Resources(executor="ray")), tmp_path / "log", "dies always")
     (lost,) = [o for o in done if o.report is None]
     assert lost.task.shard.number == 3
     assert "died 3 times" in str(lost.error)
@@ -96,7 +96,7 @@ def test_ray_task_that_always_kills_its_worker_is_given_up(
 def test_ray_task_that_raises_is_an_outcome_with_its_reason(
     tmp_path: Path, ray_cluster: None
 ) -> None:
-    done = outcomes(make_executor("ray"), tmp_path / "log", "raises")
+    done = outcomes(make_executor(Resources(executor="ray")), tmp_path / "log", "raises")
     assert {o.task.shard.number: o.error for o in done if o.error} == {3: "No space left on device"}
 
 
@@ -109,14 +109,14 @@ def test_ray_worker_that_never_starts_ends_the_run_with_the_reason(
     tmp_path: Path, ray_cluster: None
 ) -> None:
     with pytest.raises(UserError, match=r"3 times in a row(.|\n)*weights.safetensors: no such"):
-        outcomes(make_executor("ray"), tmp_path / "log", "start")
+        outcomes(make_executor(Resources(executor="ray")), tmp_path / "log", "start")
 
 
 def test_ray_worker_refusing_its_recipe_ends_the_run_at_once(
     tmp_path: Path, ray_cluster: None
 ) -> None:
     with pytest.raises(UserError, match=r"weights\.safetensors: not a checkpoint"):
-        outcomes(make_executor("ray"), tmp_path / "log", "user error")
+        outcomes(make_executor(Resources(executor="ray")), tmp_path / "log", "user error")
 
 
 class Fragile(Explainer):
@@ -144,7 +144,7 @@ def test_image_that_kills_its_worker_twice_becomes_a_failure(
     store.define(plan.definitions)
     fatal = plan.shards[1].examples[0].image_id
     job = Job(Fragile, (config, str(out), fatal), lambda t, n: after_crash(store, t, n))
-    done = list(make_executor("ray").map(job, plan.tasks, config.resources))
+    done = list(make_executor(Resources(executor="ray")).map(job, plan.tasks, config.resources))
     assert all(outcome.report is not None for outcome in done)
     run = Run(out)
     assert set(run.failures.image_id) == {fatal}

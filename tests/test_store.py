@@ -34,6 +34,7 @@ def record(**changes: object) -> RunRecord:
         "dataset": "d",
         "model": "m",
         "targets": ("predicted", "truth"),
+        "shard_size": 4,
         "shards": 3,
         "capacity": CAPACITY,
         "examples": 12,

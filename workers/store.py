@@ -44,6 +44,7 @@ class RunRecord(Frozen):
     model: str
     """Digest of the model's weights and preprocessing."""
     targets: tuple[str, ...]
+    shard_size: int
     shards: int
     capacity: int
     examples: int
@@ -99,7 +100,7 @@ class Store:
 
     def _refuse_other(self, record: RunRecord) -> None:
         stored = self.record()
-        fields = ("version", "dataset", "model", "targets", "capacity", "shards")
+        fields = ("version", "dataset", "model", "targets", "shard_size", "capacity", "shards")
         different = [f for f in fields if getattr(stored, f) != getattr(record, f)]
         if different:
             values = ", ".join(
