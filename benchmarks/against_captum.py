@@ -46,8 +46,9 @@ def kazemi(trunk: str, pixels: int) -> Kazemi:
     model = freeze(
         Kazemi(KazemiConfig(trunk=trunk, image_size=pixels, words=words, answers=answers))
     )
+    sharpen = 4 / scene(model, QUESTIONS).output.logits.std()
     for parameter in model.classifier.lin2.parameters():
-        parameter.mul_(20)  # an untrained classifier is all but indifferent
+        parameter.mul_(sharpen)  # an untrained classifier is all but indifferent
     return model
 
 
