@@ -76,7 +76,7 @@ def main() -> None:
     difference = np.abs(np.kron(pairs.ours, np.ones((1, side, side))) - pairs.theirs).max()
     notes = [
         f"{chosen.trunk}, {chosen.pixels} px, {GRID} x {GRID} cells, {chosen.questions} questions, "
-        f"{len(asked.rows)} maps; batches of {batch}, Captum's `perturbations_per_eval={per_eval}`, "
+        f"{len(asked.rows)} maps; batches of {batch} (ours) and {per_eval} (Captum), "
         f"each the fastest of {', '.join(map(str, BATCHES))}",
         f"largest difference of a drop in probability: {difference:.1e}; largest drop "
         f"{np.abs(pairs.ours).max():.1e}",
