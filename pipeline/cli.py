@@ -56,7 +56,8 @@ def run(
     from pipeline.recipe import read_recipe
 
     result = stages.run(read_recipe(recipe, overrides), out, retry_failed)
-    console.print(f"maps: {out}/maps.zarr   index: {out}/maps   next: evaluate {out}")
+    console.print(f"maps: {out}/maps.zarr, index: {out}/maps")
+    console.print(f"next: python run_pipeline.py evaluate {out}", soft_wrap=True)
     _end(result.failed_examples, out, f"run {recipe} --out {out} --retry-failed")
 
 

@@ -136,6 +136,16 @@ def cli(config: RunConfig, folder: Path, command: str, *arguments: str) -> list[
     return [sys.executable, "run_pipeline.py", command, str(path), *arguments]
 
 
+def test_run_of_truth_alone_has_rows_where_the_model_is_wrong(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    stages.run(recipe(targets=["truth"]), tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert len(run.failures) == 0
+    wrong = run.examples[run.examples.truth_in_vocabulary & ~run.examples.correct.astype(bool)]
+    assert set(run.maps.question_id) == set(wrong.question_id)
+
+
 def test_run_with_float16_pixels_is_close_and_scaled(
     recipe: Recipe, plain: Path, tmp_path: Path
 ) -> None:

@@ -122,7 +122,7 @@ class Explainer:
             return
         for q, (example, tokens) in enumerate(asked):
             ledger.asked(example, frame, tokens, scene, q)
-        for label in ledger.task.labels:
+        for label in ledger.task.labels if scene.rows else ():
             self._explain_by(ledger, label, scene, asked)
 
     def _explain_by(self, ledger: Ledger, label: str, scene: Scene, asked: Asked) -> None:

@@ -16,7 +16,7 @@ from pipeline.studies.agreement import agreement
 from pipeline.studies.summary import Bootstrap
 from pipeline.studies.tables import render, side_by_side
 
-MAIN_METRICS = ("rank_correlation", "ty_iou", "ty_f1")
+MAIN_METRICS = ("rank_correlation", "ty_iou")
 """Printed by ``evaluate``; all others are in the store."""
 
 
@@ -54,17 +54,19 @@ def print_tables(root: Path) -> None:
     table = agreement(run.metrics, run.examples, bootstrap)
     for target in dict.fromkeys(table.target):
         shown = [m for m in MAIN_METRICS if m in set(table.metric)] or list(table.metric[:1])
-        title = f"Agreement with human attention, target: {target} (mean, 95 % interval)"
+        title = f"Agreement with human attention, target: {target}"
         console.print(render(side_by_side(table, target, shown), title=title))
-    console.print(_unlabelled(run.examples), soft_wrap=True)
+    _print_unlabelled(run.examples)
 
 
-def _unlabelled(examples: pd.DataFrame) -> str:
+def _print_unlabelled(examples: pd.DataFrame) -> None:
     outside = int((examples.truth_in_vocabulary == False).sum())  # noqa: E712 - null is neither
-    return (
-        f"{outside} of {len(examples)} labelled answers are outside the model's vocabulary: "
-        "those examples have no truth target."
-    )
+    if outside:
+        console.print(
+            f"{outside} of {len(examples)} labelled answers are outside the model's vocabulary: "
+            "those examples have no truth target.",
+            soft_wrap=True,
+        )
 
 
 def print_demo(root: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -24,7 +25,7 @@ def render(table: pd.DataFrame, title: str | None = None) -> Table:
     Baselines are dim; groups, or else blocks of one metric and target, are ruled off.
     """
     shown = _columns(table)
-    drawn = Table(title=title)
+    drawn = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
     for column in shown:
         numeric = pd.api.types.is_numeric_dtype(table[column])
         drawn.add_column(_header(column), justify="right" if numeric else "left")
@@ -48,7 +49,7 @@ def side_by_side(table: pd.DataFrame, target: str, metrics: Sequence[str]) -> pd
     for metric in metrics:
         cells = own[own.metric == metric].set_index("method").reindex(first.index)
         wide[metric] = [
-            f"{number(row['mean'])} {_interval(row['ci_low'], row['ci_high'], 0.5)}"
+            f"{number(row['mean'])} {_short_interval(row['ci_low'], row['ci_high'])}"
             for row in cells.to_dict("records")
         ]
     counts = first[["n_used", "n_degenerate", "baseline"]].reset_index(drop=True)
@@ -102,6 +103,11 @@ def _cell(row: dict[Hashable, Any], column: str, scale: float) -> str:
     if column in ("mean", "accuracy") and np.isfinite(error):
         return f"{number(value, scale)} ± {number(error, scale)}"
     return number(value, scale)
+
+
+def _short_interval(low: float, high: float) -> str:
+    low, high = round(low, 2) + 0.0, round(high, 2) + 0.0  # no negative zero
+    return f"[{low:.2f}, {high:.2f}]" if np.isfinite(low) else ""
 
 
 def _interval(low: float, high: float, scale: float) -> str:
