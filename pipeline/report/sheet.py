@@ -112,6 +112,7 @@ def _draw_words(axis: Axes, strip: Strip) -> None:
     top = max((abs(w) for w in strip.words), default=0.0) or 1.0
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1)
+    axis.set_aspect("equal")
     x, y = 0.02, 0.9
     for token, weight in zip(strip.tokens, strip.words, strict=True):
         width = 0.062 * len(token) + 0.05
