@@ -104,7 +104,7 @@ def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     colour = matplotlib.colormaps["seismic"]((strength + 1) / 2)[..., :3]
     grey = np.repeat(image.mean(-1, keepdims=True) / 255, 3, -1)
     opacity = 0.25 + 0.65 * np.abs(strength)[..., None]
-    return (1 - opacity) * grey + opacity * colour
+    return np.clip((1 - opacity) * grey + opacity * colour, 0, 1)
 
 
 def _draw_words(axis: Axes, strip: Strip) -> None:
