@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -51,7 +52,7 @@ def run(config: RunConfig, out: Path, retry_failed: bool = False) -> Result:
         store.record_bad([_bad_row(record) for record in plan.bad_records])
         if plan.tasks:
             console.print(plan.summary)
-        job = Job(Explainer, (config, str(out.resolve())), lambda t, n: after_crash(store, t, n))
+        job = Job(Explainer, (config, str(out.resolve())), partial(after_crash, store))
         _work("explain", job, plan.tasks, config, out)
     return Result(len(plan.tasks), failed_examples(out))
 
@@ -63,7 +64,7 @@ def evaluate(out: Path, resources: Sequence[str] = ()) -> Result:
     with lock(out):
         store.recover()
         tasks = evaluation_tasks(config, store, _shards(config, store))
-        job = Job(Evaluator, (config, str(out.resolve())), lambda task, _: task)
+        job = Job(Evaluator, (config, str(out.resolve())), lambda task: task)
         _work("evaluate", job, tasks, config, out)
     return Result(len(tasks), failed_examples(out))
 
@@ -94,7 +95,7 @@ def discard_failed(store: Store) -> int:
     return len(shards)
 
 
-def after_crash(store: Store, task: Task, count: int) -> Task:
+def after_crash(store: Store, task: Task) -> Task:
     """Leave out the image at which a task's worker process has died twice."""
     image = store.last_image(task.shard.number)
     if image is None or store.count_crash(task.shard.number, image) < 2:

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.plan import check_capabilities
 from schemas.config import BASELINES, Component
 from schemas.frame import Frame
-from schemas.limits import ImageLimits
+from schemas.limits import Limits
 from workers import catalog
 from workers.errors import UserError
 from workers.explain import explain_scene
@@ -20,7 +20,7 @@ from workers.methods.base import Maps, Method, Scene, WordScores
 from workers.models.base import Capability, VQAModel
 from workers.questions import check_question
 
-LIMITS = ImageLimits()
+LIMITS = Limits()
 METHODS = tuple(name for name in catalog.METHODS if name not in BASELINES)
 """Every method but the baselines."""
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.base import Frozen
-from schemas.limits import ImageLimits
+from schemas.limits import Limits
 
 BASELINES = ("random", "center")
 """Methods of every run: a method that does not beat them has said nothing."""
@@ -57,7 +57,7 @@ class RunConfig(Frozen):
     targets: tuple[Literal["predicted", "truth"], ...] = Field(("predicted", "truth"), min_length=1)
     seed: int = 0
     """Seeds the shuffled-human baseline and the bootstrap."""
-    limits: ImageLimits = ImageLimits()
+    limits: Limits = Limits()
     store: StoreConfig = StoreConfig()
     resources: Resources = Resources()
 

@@ -5,7 +5,7 @@ from pydantic import Field
 from schemas.base import Frozen
 
 
-class ImageLimits(Frozen):
+class Limits(Frozen):
     """Bounds of one example, checked before anything is computed from it.
 
     An example outside them is recorded as failed; its neighbours are unaffected.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from schemas.limits import ImageLimits
+from schemas.limits import Limits
 from workers.datasets.base import Dataset
 from workers.datasets.easy_vqa import EasyVQA
 from workers.datasets.folders import human_map_index, inside
@@ -23,7 +23,7 @@ from workers.datasets.vqa_cp import VQACP
 from workers.errors import BadExample, UserError
 from workers.images import decode
 
-LIMITS = ImageLimits()
+LIMITS = Limits()
 SAME = "use questions and annotations of the same split and version"
 MEND = "mend the record or set skip_bad"
 Record = dict[str, Any]

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def tasks(count: int) -> list[Task]:
 
 def outcomes(executor: Executor, log: Path, fault: str = "none", count: int = 12) -> list[Outcome]:
     log.touch()
-    job = Job(Recorder, (log, fault), lambda task, crashes: task)
+    job = Job(Recorder, (log, fault), lambda task: task)
     return list(executor.map(job, tasks(count), Resources(workers=2)))
 
 
@@ -143,7 +144,7 @@ def test_image_that_kills_its_worker_twice_becomes_a_failure(
     store.create(plan.record)
     store.define(plan.definitions)
     fatal = plan.shards[1].examples[0].image_id
-    job = Job(Fragile, (config, str(out), fatal), lambda t, n: after_crash(store, t, n))
+    job = Job(Fragile, (config, str(out), fatal), partial(after_crash, store))
     done = list(make_executor(Resources(executor="ray")).map(job, plan.tasks, config.resources))
     assert all(outcome.report is not None for outcome in done)
     run = Run(out)

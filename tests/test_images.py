@@ -8,11 +8,11 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from schemas.limits import ImageLimits
+from schemas.limits import Limits
 from workers.errors import BadExample
 from workers.images import decode, decode_map
 
-LIMITS = ImageLimits()
+LIMITS = Limits()
 FORMATS = "JPEG, PNG, WEBP, BMP, TIFF, GIF"
 
 
@@ -21,7 +21,7 @@ def colours(height: int = 12, width: int = 20) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def refusal(path: Path, limits: ImageLimits = LIMITS) -> str:
+def refusal(path: Path, limits: Limits = LIMITS) -> str:
     with pytest.raises(BadExample) as caught:
         decode(path, limits)
     return str(caught.value)
@@ -215,7 +215,7 @@ def test_decode_too_long_side_is_refused(tmp_path: Path) -> None:
 
 def test_decode_too_many_pixels_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", Image.new("RGB", (101, 100)))
-    assert refusal(path, ImageLimits(max_pixels=10_000)) == (
+    assert refusal(path, Limits(max_pixels=10_000)) == (
         f"{path}: the image has 101 x 100 pixels, the limit is 10000 in all; "
         "scale it down or raise limits.max_pixels"
     )

@@ -2,15 +2,15 @@
 
 import pytest
 
-from schemas.limits import ImageLimits
+from schemas.limits import Limits
 from workers.errors import BadExample
 from workers.questions import check_question
 
 KNOWN = {"what", "color", "is", "it"}
-LIMITS = ImageLimits()
+LIMITS = Limits()
 
 
-def refusal(question: str, limits: ImageLimits = LIMITS) -> str:
+def refusal(question: str, limits: Limits = LIMITS) -> str:
     with pytest.raises(BadExample) as caught:
         check_question(question, question.split(" "), KNOWN.__contains__, limits)
     return str(caught.value)
@@ -37,7 +37,7 @@ def test_question_of_500_words_is_refused() -> None:
         f"question '{question[:57]}'... has 500 words, the limit is 128; "
         "shorten it or raise limits.max_words"
     )
-    check_question(question, question.split(), KNOWN.__contains__, ImageLimits(max_words=500))
+    check_question(question, question.split(), KNOWN.__contains__, Limits(max_words=500))
 
 
 def test_question_of_unknown_words_only_is_refused() -> None:

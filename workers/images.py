@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from schemas.limits import ImageLimits
+from schemas.limits import Limits
 from workers.errors import BadExample
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -32,7 +32,7 @@ BROKEN = (
 """What Pillow's readers raise on damaged bytes."""
 
 
-def decode(path: str | Path, limits: ImageLimits) -> np.ndarray:
+def decode(path: str | Path, limits: Limits) -> np.ndarray:
     """The upright image as uint8 RGB ``(y, x, 3)``; ``BadExample`` where there is none.
 
     EXIF orientation is applied, 16-bit grey scaled (not clipped), transparency composited on
@@ -46,14 +46,14 @@ def decode(path: str | Path, limits: ImageLimits) -> np.ndarray:
 
 def decode_map(path: str | Path) -> np.ndarray:
     """A human attention map: float32 ``(h, w)`` in 0..1, from 8 or 16-bit grey or from colour."""
-    with _reading(Path(path), ImageLimits(min_side=1)) as image:
+    with _reading(Path(path), Limits(min_side=1)) as image:
         if image.mode.startswith("I"):
             return (_grey16(Path(path), image) / 65535).astype(np.float32)
         return np.asarray(image.convert("L"), dtype=np.float32) / 255
 
 
 @contextmanager
-def _reading(path: Path, limits: ImageLimits) -> Iterator[Image.Image]:
+def _reading(path: Path, limits: Limits) -> Iterator[Image.Image]:
     """The opened image, its header checked; whatever Pillow raises inside tells the file."""
     try:
         if path.stat().st_size == 0:
@@ -82,7 +82,7 @@ def _reading(path: Path, limits: ImageLimits) -> Iterator[Image.Image]:
         raise BadExample(f"{path}: {message}") from error
 
 
-def _check_header(path: Path, image: Image.Image, limits: ImageLimits) -> None:
+def _check_header(path: Path, image: Image.Image, limits: Limits) -> None:
     width, height = image.size
     if min(image.size) < limits.min_side:
         raise BadExample(
@@ -103,7 +103,7 @@ def _check_header(path: Path, image: Image.Image, limits: ImageLimits) -> None:
         )
 
 
-def _too_large(path: Path, size: str, limits: ImageLimits) -> str:
+def _too_large(path: Path, size: str, limits: Limits) -> str:
     return (
         f"{path}: the image has {size} pixels, the limit is {limits.max_pixels} in all; "
         "scale it down or raise limits.max_pixels"

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from schemas.limits import ImageLimits
+from schemas.limits import Limits
 from workers.errors import BadExample
 
 
 def check_question(
-    question: str, tokens: Sequence[str], known: Callable[[str], bool], limits: ImageLimits
+    question: str, tokens: Sequence[str], known: Callable[[str], bool], limits: Limits
 ) -> None:
     """``BadExample`` for no word, too many words, or none that the model's vocabulary has.
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
 from schemas.base import Frozen
-from schemas.limits import ImageLimits
+from schemas.limits import Limits
 from workers.datasets.easy_vqa import EasyVQA
 from workers.errors import UserError
 from workers.images import decode
@@ -120,7 +120,7 @@ def easy_vqa_corpus(root: Path, split: str) -> Corpus:
         negated = {"no", "not"} & set(TOKENISERS[TOKENISER](example.question))
         kind = "yes/no, negated" if negated else example.answer_type
         by_image[example.image].append(Item(example.question, kind, example.answers, example.truth))
-    arrays = [decode(Path(path), ImageLimits()) for path in by_image]
+    arrays = [decode(Path(path), Limits()) for path in by_image]
     return Corpus(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2), list(by_image.values()))
 
 

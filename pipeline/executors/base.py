@@ -22,8 +22,8 @@ class Job:
 
     worker: Callable[..., Worker]
     arguments: tuple[object, ...]
-    after_crash: Callable[[Task, int], Task]
-    """The task to requeue when a worker process has died at it for the n-th time."""
+    after_crash: Callable[[Task], Task]
+    """The task to requeue when a worker process has died at it."""
 
 
 @dataclass(frozen=True)

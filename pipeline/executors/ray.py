@@ -172,7 +172,7 @@ class _Pool:
         if count >= CRASHES:
             yield Outcome(task, error=f"its worker process died {count} times: {error}")
         else:
-            self.queue.appendleft(self.job.after_crash(task, count))
+            self.queue.appendleft(self.job.after_crash(task))
 
     def _count_start_failure(self, slot: Slot, error: RayActorError) -> None:
         if slot.up:

@@ -16,7 +16,7 @@ from pipeline.dataset import Run
 from pipeline.run import stored_config
 from pipeline.single import Explanation
 from schemas.frame import Frame
-from schemas.limits import ImageLimits
+from schemas.limits import Limits
 from schemas.rows import ExampleRow
 from workers import catalog
 from workers.evaluate import frame_of
@@ -160,7 +160,7 @@ def _same_size(values: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 def _seen(path: str, frame: Frame) -> np.ndarray:
     """The image cut to what the model saw."""
-    image = decode(path, ImageLimits())
+    image = decode(path, Limits())
     height, width = image.shape[:2]
     top, bottom = round(frame.top * height), round(frame.bottom * height)
     return image[top:bottom, round(frame.left * width) : round(frame.right * width)]

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from schemas.example import Example
-from schemas.limits import ImageLimits
+from schemas.limits import Limits
 from workers.datasets.base import Dataset, Report
 from workers.datasets.folders import inside
 from workers.datasets.official import Id, RecordFile
@@ -62,7 +62,7 @@ class EasyVQA(Dataset):
 
     def human_maps(self, example: Example) -> list[np.ndarray]:
         """One map, the exact mask of the shape: 1 where the smallest channel is below 230."""
-        image = decode(Path(example.image), ImageLimits())
+        image = decode(Path(example.image), Limits())
         return [(image.min(axis=2) < BACKGROUND).astype(np.float32)]
 
 
