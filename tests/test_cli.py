@@ -251,3 +251,23 @@ def test_explain_of_a_question_it_cannot_read_says_why(
     result = call("explain", "--image", image, "--question", question, "--out", out)
     assert (result.returncode, result.stderr) == (2, message)
     assert not out.exists()
+
+
+def test_demo_runs_everything_and_says_what_next(call: Call, tmp_path: Path) -> None:
+    """`make demo` on four scenes and a coarse grid, in this process."""
+    small = ["dataset.scenes=4", f"dataset.root={tmp_path / 'world'}", "methods.occlusion.grid=4"]
+    overrides = [part for o in [*small, "resources.executor=local"] for part in ("--set", o)]
+    out = tmp_path / "run"
+    first = call("demo", "--out", out, *overrides)
+    assert first.returncode == 0, first.stderr
+    for text in (
+        "VQA accuracy",
+        "target: predicted",
+        "Where it is",
+        "What next",
+        "explain --image",
+    ):
+        assert text in first.stdout
+    assert Image.open(out / "sheet.png").size[0] > 1000
+    second = call("demo", "--out", out, *overrides)
+    assert second.stdout.count("nothing to do, everything is done already") == 2

@@ -1,5 +1,7 @@
 """What commands print."""
 
+import sys
+from os.path import relpath
 from pathlib import Path
 
 import pandas as pd
@@ -71,24 +73,21 @@ def _print_unlabelled(examples: pd.DataFrame) -> None:
 
 def print_demo(root: Path) -> None:
     """Where everything is, and what to try next."""
+    python, image = map(relpath, (sys.executable, Run(root).examples.image.iloc[0]))
     console.print(
         f"""
 [bold]Where it is[/]
   {root}/sheet.png        the contact sheet: open it
   {root}/maps.zarr        the maps;  {root}/maps, words, metrics ...  Parquet tables about them
 [bold]What next[/]
-  python run_pipeline.py status {root}
-  python run_pipeline.py explain --image {_any_image(root)} \\
+  {python} run_pipeline.py status {root}
+  {python} run_pipeline.py explain --image {image} \\
       --question "what color is the circle?" --out one.png
-  python -c "from pipeline import open_run; print(open_run('{root}').maps)"
-  python run_pipeline.py plan recipes/easy_vqa.yaml
+  {python} -c "from pipeline import open_run; print(open_run('{root}').maps)"
+  {python} run_pipeline.py plan recipes/easy_vqa.yaml
 """,
         soft_wrap=True,
     )
-
-
-def _any_image(root: Path) -> str:
-    return str(Run(root).examples.image.iloc[0])
 
 
 def print_status(root: Path) -> int:

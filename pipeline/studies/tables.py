@@ -25,7 +25,7 @@ def render(table: pd.DataFrame, title: str | None = None) -> Table:
     Baselines are dim; groups, or else blocks of one metric and target, are ruled off.
     """
     shown = _columns(table)
-    drawn = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in shown:
         numeric = pd.api.types.is_numeric_dtype(table[column])
         drawn.add_column(_header(column), justify="right" if numeric else "left")
