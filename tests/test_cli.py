@@ -268,6 +268,7 @@ def test_demo_runs_everything_and_says_what_next(call: Call, tmp_path: Path) -> 
         "explain --image",
     ):
         assert text in first.stdout
-    assert Image.open(out / "sheet.png").size[0] > 1000
+    with Image.open(out / "sheet.png") as picture:
+        assert picture.width > 1000
     second = call("demo", "--out", out, *overrides)
     assert second.stdout.count("nothing to do, everything is done already") == 2
