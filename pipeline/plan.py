@@ -38,6 +38,9 @@ class Plan:
     """What is still to be explained."""
     bad_records: list[BadRecord]
     passes_per_image: int
+    """Trunk forward passes."""
+    backward_per_example: int
+    """Trunk backward passes for one target; a wrong answer has a second one."""
     seconds_per_pass: float
 
     @property
@@ -54,13 +57,20 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Trunk passes still to make, a backward pass counted as two."""
+        """Trunk forward passes still to make."""
         return self.images_to_do * self.passes_per_image
 
     @property
     def seconds(self) -> float:
-        """Estimated wall time of what is left, from passes timed on this machine."""
-        return self.passes * self.seconds_per_pass / self.config.resources.workers
+        """Estimated wall time of what is left, from passes timed on this machine; a backward
+        pass is taken for two forward ones."""
+        passes = self.passes + 2 * self.backward_passes
+        return passes * self.seconds_per_pass / self.config.resources.workers
+
+    @property
+    def backward_passes(self) -> int:
+        """Trunk backward passes still to make, at least: one target an example."""
+        return self.examples_to_do * self.backward_per_example
 
     @property
     def summary(self) -> str:
@@ -106,6 +116,9 @@ def make_plan(config: RunConfig, out: Path | None) -> Plan:
         tasks=tasks,
         bad_records=dataset.bad_records(),
         passes_per_image=1 + sum(m.passes(model.geometry) for m in methods.values()),
+        backward_per_example=len(
+            frozenset().union(*(m.backward_passes() for m in methods.values()))
+        ),
         seconds_per_pass=forward_seconds(model, resources.batch, resources.threads)
         if tasks
         else 0.0,

@@ -63,7 +63,8 @@ def test_two_metrics_of_one_name_are_refused(recipe: Recipe) -> None:
 
 def test_plan_counts_what_a_run_then_stores(recipe: Recipe, tmp_path: Path) -> None:
     plan = make_plan(recipe(), None)
-    assert plan.passes_per_image >= 1 + 4 * 4
+    assert (plan.passes_per_image, plan.passes) == (1 + 4 * 4, 8 * 17)
+    assert (plan.backward_per_example, plan.backward_passes) == (3, 24 * 3)
     assert (plan.examples, plan.record.images, len(plan.tasks)) == (24, 8, 4)
     stages.run(recipe(), tmp_path / "run")
     arrays = catalog_bytes(tmp_path / "run" / "maps.zarr")

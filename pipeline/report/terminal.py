@@ -32,8 +32,8 @@ def print_plan(plan: Plan) -> None:
         "targets": ", ".join(record.targets),
         "shards": f"{len(plan.tasks):,} to do of {record.shards:,} "
         f"(up to {record.capacity} examples each)",
-        "trunk passes": f"{plan.passes:,} to do ({plan.passes_per_image:,} an image; "
-        "a backward pass counts as two)",
+        "trunk passes": f"{plan.passes:,} forward ({plan.passes_per_image:,} an image), "
+        f"{plan.backward_passes:,} or more backward ({plan.backward_per_example} an example)",
         "stored": f"{size(plan.stored_bytes)} of arrays before compression",
         "estimated time": f"{clock(plan.seconds)} with {plan.config.resources.workers} workers "
         f"({plan.seconds_per_pass * 1000:.1f} ms a pass, measured here)",

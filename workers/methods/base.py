@@ -195,6 +195,10 @@ class Method(Frozen, ABC):
         """Trunk forward passes an image costs beyond the clean one."""
         return 0
 
+    def backward_passes(self) -> frozenset[tuple[str, Score]]:
+        """The trunk backward passes it needs, one a row each; methods share those of one name."""
+        return frozenset()
+
 
 class ImageMethod(Method):
     """Importance over a grid or over pixels."""

@@ -36,6 +36,9 @@ class PixelMethod(ImageMethod, ABC):
 class _Backpropagation(PixelMethod, ABC):
     rule: ClassVar[Rule]
 
+    def backward_passes(self) -> frozenset[tuple[str, Score]]:
+        return frozenset({(self.rule, self.score)})
+
     def explain(self, scene: Scene) -> Maps:
         return self._reduced(pixel_gradients(scene, self.score, self.rule))
 
@@ -91,6 +94,9 @@ class GuidedGradCam(PixelMethod):
     """
 
     needs: ClassVar[frozenset[Capability]] = PIXELS | {Capability.FEATURE_MAP}
+
+    def backward_passes(self) -> frozenset[tuple[str, Score]]:
+        return frozenset({("guided", self.score)})
 
     def explain(self, scene: Scene) -> Maps:
         guided = pixel_gradients(scene, self.score, "guided")
