@@ -72,7 +72,7 @@ class Run:
         per_target = "target" in (stored.metadata.dimension_names or ())  # type: ignore[union-attr]
         place = (row.ordinal, row.target_index) if per_target else (row.ordinal,)
         values = np.asarray(stored[place])  # type: ignore[index]
-        scale = row.scale if array is None else 1.0
+        scale = row.scale if path == row.array else 1.0
         return values if values.dtype.kind == "i" else values.astype(np.float32) * np.float32(scale)
 
     def _frame(self, name: str) -> pd.DataFrame:

@@ -158,6 +158,8 @@ def test_run_with_float16_pixels_is_close_and_scaled(
     assert (rows.scale != 1).any()
     for half, full in zip(run.fetch(rows), exact.fetch(others), strict=True):
         assert abs(half - full).max() <= 1e-3 * abs(full).max()
+    for unnamed, named in zip(run.fetch(rows), run.fetch(rows, "map"), strict=True):
+        assert (unnamed == named).all()
 
 
 def test_run_with_changed_parameter_is_refused(recipe: Recipe, tmp_path: Path) -> None:
