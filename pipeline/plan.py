@@ -16,14 +16,13 @@ from schemas.shard import Shard, Task, by_image, partition
 from workers import catalog
 from workers.datasets.base import BadRecord
 from workers.errors import UserError
+from workers.evaluate import HUMAN
 from workers.explain import stored_specs
 from workers.methods.base import ImageMethod, Method
 from workers.models.base import VQAModel
 from workers.models.digest import weights_digest
 from workers.probe import forward_seconds
 from workers.store import Definition, RunRecord, Store, array_shape
-
-HUMAN = "human"
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from schemas.frame import Frame
 from schemas.limits import Limits
 from workers import catalog
 from workers.errors import UserError
-from workers.explain import explain_scene
+from workers.explain import explain_scene, wants_gradients
 from workers.images import decode
 from workers.methods.base import Maps, Method, Scene, WordScores
-from workers.models.base import Capability, VQAModel
+from workers.models.base import VQAModel
 from workers.questions import check_question
 
 LIMITS = Limits()
@@ -65,7 +65,7 @@ def explain(
     )
     check_capabilities(chosen, built)
     scene, frame = _scene(built, image, question, answer)
-    scene.gradients = any(Capability.GRADIENTS in method.needs for method in chosen.values())
+    scene.gradients = wants_gradients(chosen.values())
     results = {label: explain_scene(method, scene) for label, method in chosen.items()}
     last = len(scene.rows) - 1
     return Explanation(

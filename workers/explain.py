@@ -1,7 +1,7 @@
 """One shard: examples -> trunk -> heads -> methods -> store."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -148,7 +148,7 @@ class Explainer:
             truths=[self.model.answer_index(example.truth) for example, _ in asked],
             targets=self.targets,  # type: ignore[arg-type]
             batch=self.config.resources.batch,
-            gradients=any(Capability.GRADIENTS in self.methods[label].needs for label in labels),
+            gradients=wants_gradients(self.methods[label] for label in labels),
         )
 
 
@@ -173,6 +173,11 @@ def stored_specs(method: ImageMethod, model: VQAModel, pixel_dtype: str) -> list
         spec.model_copy(update={"dtype": pixel_dtype}) if spec.pixels else spec
         for spec in method.arrays(model.geometry)
     ]
+
+
+def wants_gradients(methods: Iterable[Method]) -> bool:
+    """Whether a scene's clean pass should keep its graph for one of these methods."""
+    return any(Capability.GRADIENTS in method.needs for method in methods)
 
 
 def explain_scene(method: Method, scene: Scene) -> Maps | WordScores:
