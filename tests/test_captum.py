@@ -17,7 +17,7 @@ from workers.methods.gradients import (
     Saliency,
 )
 from workers.methods.occlusion import Occlusion
-from workers.sweep.windows import grid_windows, paint
+from workers.sweep.windows import grid_windows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")
 RULES = {
@@ -146,13 +146,13 @@ def test_captum_refuses_frozen_weights_with_a_relu_on_the_question_branch() -> N
 
 def captum_occlusion(scene: Scene, window: tuple[int, int]) -> np.ndarray:
     """The drop in the logit that Captum assigns to each pixel, in float32 whatever the model's."""
-    grey = scene.model.normalise(paint(scene.canvas, grid_windows(24, 20, 1), Occlusion().patch))
+    colour = scene.canvas.new_tensor(Occlusion().patch)[:, None, None]
     explainer = attr.Occlusion(Asked(scene.model))
     wanted = explainer.attribute(
         scene.pixels,
         (3, *window),
         strides=(3, *window),
-        baselines=grey,
+        baselines=scene.model.normalise(colour.expand(1, 3, 24, 20)),
         target=scene.rows[0].answer,
     )
     return wanted[0, 0].detach().numpy()

@@ -12,8 +12,10 @@ from workers.errors import BadExample, UserError
 from workers.methods.base import Scene
 from workers.methods.occlusion import Occlusion
 from workers.models.base import Geometry, freeze
+from workers.models.kazemi import Kazemi, KazemiConfig
 from workers.sweep.batches import in_batches
-from workers.sweep.windows import grid_windows, paint
+from workers.sweep.plain import sweep
+from workers.sweep.windows import Window, grid_windows, paint, strided_windows
 
 GREY = (123.68, 116.779, 103.939)
 
@@ -52,19 +54,78 @@ def test_occlusion_refuses_its_grid_before_any_image_is_read() -> None:
         Occlusion().arrays(Geometry(input_height=8, input_width=9))
 
 
-def test_paint_fills_its_window_and_nothing_else() -> None:
-    canvas = nets.canvas()
-    painted = paint(canvas, grid_windows(24, 20, 3)[4:6], (1, 2, 3))
-    assert (painted[0, :, 8:16, 6:13] == torch.tensor([1, 2, 3])[:, None, None]).all()
-    assert (painted[1, :, 8:16, 13:20] == torch.tensor([1, 2, 3])[:, None, None]).all()
+@pytest.mark.parametrize(
+    ("size", "stride", "rows", "columns"),
+    [
+        ((12, 10), (12, 10), [(0, 12), (12, 24)], [(0, 10), (10, 20)]),
+        ((10, 16), (7, 2), [(0, 10), (7, 17), (14, 24)], [(0, 16), (2, 18), (4, 20)]),
+        ((9, 19), (9, 19), [(0, 9), (9, 18), (18, 24)], [(0, 19), (19, 20)]),
+        ((24, 20), (1, 20), [(0, 24)], [(0, 20)]),
+    ],
+)
+def test_strided_windows_are_cut_at_the_end(
+    size: tuple[int, int], stride: tuple[int, int], rows: list[object], columns: list[object]
+) -> None:
+    windows = strided_windows(24, 20, size, stride)
+    assert (windows.rows, windows.columns) == (tuple(rows), tuple(columns))
+    assert windows.shape == (len(rows), len(columns))
+
+
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70))
+def test_strided_windows_reach_every_pixel_and_none_is_empty(
+    side: int, size: int, stride: int
+) -> None:
+    size = min(side, size)
+    windows = strided_windows(side, 1, (size, 1), (min(size, stride), 1))
+    covered = np.zeros(side, int)
+    for top, bottom in windows.rows:
+        covered[top:bottom] += 1
+    assert (covered > 0).all()
+    assert all(0 < bottom - top <= size for top, bottom in windows.rows)
+    assert [bottom == side for _, bottom in windows.rows].count(True) == 1
+
+
+def test_windows_are_listed_in_row_major_order() -> None:
+    windows = strided_windows(24, 20, (10, 16), (7, 2))
+    assert len(windows) == 9
+    assert windows[5] == Window(7, 17, 4, 20)
+    assert [windows[i] for i in range(9)] == list(windows)
+    with pytest.raises(IndexError):
+        windows[9]
+
+
+@pytest.mark.parametrize("size", [(25, 1), (1, 21), (0, 5)])
+def test_window_larger_than_the_input_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(UserError) as error:
+        strided_windows(24, 20, size, (1, 1))
+    assert str(error.value) == (
+        f"occlusion: a window of {size[0]} x {size[1]} pixels does not fit an input of 24 x 20; "
+        "choose a window of 1 x 1 to 24 x 20."
+    )
+
+
+@pytest.mark.parametrize("stride", [(7, 4), (6, 5), (0, 1)])
+def test_stride_larger_than_the_window_is_refused(stride: tuple[int, int]) -> None:
+    with pytest.raises(UserError) as error:
+        strided_windows(24, 20, (6, 4), stride)
+    assert str(error.value) == (
+        f"occlusion: a stride of {stride[0]} x {stride[1]} pixels with a window of 6 x 4 leaves "
+        "pixels that are never painted; choose a stride of 1 x 1 to 6 x 4."
+    )
+
+
+def test_paint_shows_the_fill_in_its_window_and_nowhere_else() -> None:
+    canvas, fill = nets.canvas(), nets.canvas(seed=1)
+    painted = paint(canvas, list(grid_windows(24, 20, 3))[4:6], fill)
+    assert torch.equal(painted[0, :, 8:16, 6:13], fill[:, 8:16, 6:13])
+    assert torch.equal(painted[1, :, 8:16, 13:20], fill[:, 8:16, 13:20])
     painted[0, :, 8:16, 6:13] = canvas[:, 8:16, 6:13]
     assert torch.equal(painted[0], canvas)
 
 
 def test_default_patch_is_zero_after_normalisation_in_rgb_only() -> None:
     model = nets.build("plain")
-    rgb = model.normalise(paint(nets.canvas(), grid_windows(24, 20, 1), GREY))
-    bgr = model.normalise(paint(nets.canvas(), grid_windows(24, 20, 1), GREY[::-1]))
+    rgb, bgr = (model.normalise(torch.tensor(c)[:, None, None]) for c in (GREY, GREY[::-1]))
     assert Occlusion().patch == GREY
     assert rgb.abs().max() < 0.01
     assert bgr.abs().max() > 0.3
@@ -85,6 +146,60 @@ def test_drops_of_a_linear_model_are_cell_areas(grid: int) -> None:
     edges = np.arange(grid + 1) * 50 // grid
     areas = 3 * np.outer(np.diff(edges), np.diff(edges))
     np.testing.assert_allclose(occlusion.explain(scene).arrays["drop"][0], areas)
+
+
+@pytest.mark.parametrize("glimpses", [1, 3])
+@pytest.mark.parametrize("coordinates", [False, True])
+def test_pool_and_classify_of_kazemi_equal_its_head(glimpses: int, coordinates: bool) -> None:
+    model = small_kazemi(glimpses=glimpses, coordinates=coordinates)
+    features = torch.randn(7, 10, 3, 4, dtype=torch.float64, generator=torch.manual_seed(1))
+    states = model.encode(model.words([("what", "is"), (), ("circle",)]))
+    pooled = model.pool(features, states)
+    wanted = [model.head(features, s.expand(7, -1)).logits for s in states]
+    assert pooled.shape == (7, 3, glimpses * (10 + 2 * coordinates))
+    torch.testing.assert_close(
+        model.classify(pooled, states), torch.stack(wanted, 1), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_kazemi_computes_the_part_without_question_once_for_all_questions() -> None:
+    model, calls = small_kazemi(), []
+    for part in (model.attention.v_conv, model.attention.x_conv):
+        part.register_forward_hook(lambda net, args, out: calls.append(net))
+    states = model.encode(model.words([("what", "is"), (), ("circle",)]))
+    model.pool(torch.ones(2, 10, 3, 3, dtype=torch.float64), states)
+    assert [calls.count(part) for part in (model.attention.v_conv, model.attention.x_conv)] == [
+        1,
+        3,
+    ]
+
+
+def small_kazemi(**fields: object) -> Kazemi:
+    torch.manual_seed(0)
+    sizes = {"embedding": 7, "state": 9, "attention": 11, "hidden": 13, "image_size": 40}
+    words, answers = ("what", "is", "circle"), ("red", "blue", "yes")
+    layout = {"trunk": "small", "channels": (4, 6, 8, 10), "words": words, "answers": answers}
+    return freeze(Kazemi(KazemiConfig(**layout, **sizes, **fields)).double())
+
+
+@pytest.mark.parametrize("rows", [1, 7, 4096])
+def test_sweep_is_the_models_answer_to_each_painted_canvas(
+    monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr("workers.sweep.plain.ROWS", rows)
+    model = small_kazemi()
+    canvas, fill = (255 * torch.rand(3, 40, 40, dtype=torch.float64) for _ in range(2))
+    questions = [("what", "is"), (), ("circle",)]
+    scene = Scene(model, canvas, questions, [1, 2, 3], [None] * 3, batch=4)
+    windows = strided_windows(40, 40, (20, 16), (13, 16))
+    clean, painted = sweep(scene, windows, fill)
+    torch.testing.assert_close(clean, scene.output.logits, rtol=0, atol=0)
+    assert painted.shape == (9, 3, 3)
+    for w, (top, bottom, left, right) in enumerate(windows):
+        changed = canvas.clone()
+        changed[:, top:bottom, left:right] = fill[:, top:bottom, left:right]
+        wanted = model.logits(changed.expand(3, -1, -1, -1), questions)
+        torch.testing.assert_close(painted[w], wanted, rtol=1e-12, atol=1e-12)
 
 
 class SmallMemory(torch.nn.Module):

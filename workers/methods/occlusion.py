@@ -9,7 +9,7 @@ from torch import Tensor
 from schemas.arrays import ArraySpec
 from workers.methods.base import ImageMethod, Maps, Scene, Score, score_drops
 from workers.models.base import Geometry
-from workers.sweep.plain import sweep
+from workers.sweep.plain import Sweep, sweep
 from workers.sweep.windows import grid_windows
 
 
@@ -42,25 +42,27 @@ class Occlusion(ImageMethod):
         return self.grid**2
 
     def explain(self, scene: Scene) -> Maps:
-        logits = scene.once(("occlusion", self.grid, self.patch), lambda: self._sweep(scene))
+        swept = scene.once(("occlusion", self.grid, self.patch), lambda: self._sweep(scene))
         arrays = {
-            "drop": self._drops(scene, logits, self.score),
-            "log_drop": self._drops(scene, logits, "log_probability"),
-            "top_answer": logits.argmax(-1).T.to(torch.int32),
+            "drop": self._drops(scene, swept, self.score),
+            "log_drop": self._drops(scene, swept, "log_probability"),
+            "top_answer": swept.painted.argmax(-1).T.to(torch.int32),
         }
         return Maps.of({n: a.unflatten(1, (self.grid, self.grid)) for n, a in arrays.items()})
 
-    def _sweep(self, scene: Scene) -> Tensor:
+    def _sweep(self, scene: Scene) -> Sweep:
         _, height, width = scene.canvas.shape
-        return sweep(scene, grid_windows(height, width, self.grid), self.patch)
+        colour = scene.canvas.new_tensor(self.patch)[:, None, None]
+        return sweep(scene, grid_windows(height, width, self.grid), colour.expand_as(scene.canvas))
 
     @staticmethod
-    def _drops(scene: Scene, logits: Tensor, score: Score) -> Tensor:
-        """Logits ``(cell, question, answer)`` -> drops ``(row, cell)``."""
-        clean = scene.output.logits
+    def _drops(scene: Scene, swept: Sweep, score: Score) -> Tensor:
+        """Drops ``(row, window)`` of the score."""
         return torch.stack(
             [
-                score_drops(clean[row.question], logits[:, row.question], row.answer, score)
+                score_drops(
+                    swept.clean[row.question], swept.painted[:, row.question], row.answer, score
+                )
                 for row in scene.rows
             ]
         )

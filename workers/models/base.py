@@ -130,6 +130,22 @@ class SplitModel(VQAModel):
     def head(self, features: Tensor, states: Tensor) -> HeadOutput:
         """Features ``(n, channel, y, x)`` fused with states ``(n, state)``."""
 
+    def pool(self, features: Tensor, states: Tensor) -> Tensor:
+        """All that answers need of images: features ``(n, channel, y, x)`` and states
+        ``(question, state)``, each asked of every image -> ``(n, question, pooled)``.
+
+        Together with ``classify`` it is ``head`` for many questions; a model overrides both where
+        part of its head is the same for all questions. Here they are the logits themselves.
+        """
+        # A head may overwrite its input, and the next question needs the same features.
+        heads = (self.head(features.clone(), s.expand(len(features), -1)) for s in states)
+        return torch.stack([output.logits for output in heads], 1)
+
+    def classify(self, pooled: Tensor, states: Tensor) -> Tensor:
+        """``(n, question, pooled)`` and states ``(question, state)`` -> logits ``(n, question,
+        answer)``."""
+        return pooled
+
     def logits(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
         features = self.trunk(self.normalise(canvas))
         return self.head(features, self.encode(self.words(questions))).logits

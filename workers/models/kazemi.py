@@ -106,7 +106,7 @@ class Text(nn.Module):
 
 
 class Attention(nn.Module):
-    """Glimpse logits over the cells: ``x_conv(relu(v_conv(v) + q_lin(q)))``."""
+    """Glimpse logits over the cells, ``x_conv(relu(v_conv(v) + q_lin(q)))``, in two steps."""
 
     def __init__(self, channels: int, state: int, hidden: int, glimpses: int, drop: float) -> None:
         super().__init__()
@@ -116,9 +116,12 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(drop)
         self.relu = nn.ReLU()
 
-    def forward(self, v: Tensor, q: Tensor) -> Tensor:
-        """``v (n, channel, y, x)`` and ``q (n, state)`` -> ``(n, glimpse, y, x)``."""
-        image = self.v_conv(self.drop(v))
+    def image(self, v: Tensor) -> Tensor:
+        """The part that no question changes: ``(n, channel, y, x)`` -> ``(n, hidden, y, x)``."""
+        return self.v_conv(self.drop(v))
+
+    def forward(self, image: Tensor, q: Tensor) -> Tensor:
+        """``image (n, hidden, y, x)`` and ``q (n or 1, state)`` -> ``(n, glimpse, y, x)``."""
         question = self.q_lin(self.drop(q))[:, :, None, None]
         return self.x_conv(self.drop(self.relu(image + question)))
 
@@ -199,13 +202,30 @@ class Kazemi(SplitModel):
     def head(self, features: Tensor, states: Tensor) -> HeadOutput:
         """The published head: L2-normalised features, glimpses by softmax over the cells, then
         the classifier over [glimpse 1, glimpse 2, ..., question state]."""
-        v = features / (features.norm(dim=1, keepdim=True) + 1e-8)
-        if self.config.coordinates:
-            v = torch.cat([v, _cell_centres(v)], 1)
-        attention = self.attention(v, states).flatten(2).softmax(-1)
-        glimpses = torch.einsum("ngp,ncp->ngc", attention, v.flatten(2)).flatten(1)
-        logits = self.classifier(torch.cat([glimpses, states], 1))
+        v = self._normalised(features)
+        glimpses, attention = self._glimpses(v, self.attention.image(v), states)
+        logits = self.classify(glimpses[None], states)[0]
         return HeadOutput(logits, attention.unflatten(2, v.shape[2:]))
+
+    def pool(self, features: Tensor, states: Tensor) -> Tensor:
+        """The glimpses; normalisation and ``v_conv`` are computed once for all questions."""
+        v = self._normalised(features)
+        image = self.attention.image(v)
+        return torch.stack([self._glimpses(v, image, state[None])[0] for state in states], 1)
+
+    def classify(self, pooled: Tensor, states: Tensor) -> Tensor:
+        """The classifier over the glimpses and their question's state."""
+        return self.classifier(torch.cat([pooled, states.expand(len(pooled), -1, -1)], 2))
+
+    def _normalised(self, features: Tensor) -> Tensor:
+        v = features / (features.norm(dim=1, keepdim=True) + 1e-8)
+        return torch.cat([v, _cell_centres(v)], 1) if self.config.coordinates else v
+
+    def _glimpses(self, v: Tensor, image: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Glimpses ``(n, glimpse * channel)``, and the attention ``(n, glimpse, cell)`` that they
+        are means of ``v`` under."""
+        attention = self.attention(image, states).flatten(2).softmax(-1)
+        return torch.einsum("ngp,ncp->ngc", attention, v.flatten(2)).flatten(1), attention
 
 
 def _cell_centres(v: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The plain sweep: every painted canvas goes through the whole model, once for all questions."""
+"""The plain sweep: every changed canvas goes through the whole model, once for all questions."""
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,33 +8,49 @@ from torch import Tensor
 from workers.methods.base import Scene
 from workers.models.base import Capability
 from workers.sweep.batches import in_batches
-from workers.sweep.windows import Window, paint
+from workers.sweep.windows import Windows, paint
+
+ROWS = 4096
+"""Pairs of a canvas and a question that are classified at once; bounds memory, not results."""
+
+
+class Sweep(NamedTuple):
+    """Logits ``clean (question, answer)`` and ``painted (window, question, answer)``."""
+
+    clean: Tensor
+    painted: Tensor
 
 
 @torch.no_grad()
-def sweep(scene: Scene, windows: Sequence[Window], colour: Sequence[float]) -> Tensor:
-    """Logits of every question with each window painted, ``(window, question, answer)``.
+def sweep(scene: Scene, windows: Windows, fill: Tensor) -> Sweep:
+    """Logits of every question with each window showing ``fill (3, y, x)``, 0..255 as the canvas.
 
     The trunk of a late-fusion model sees each painted canvas once, whatever is asked about it.
     Sums in float32 differ with the batch's size: compare maps with a tolerance, never bitwise.
     """
-    answer = _answer_split if Capability.SPLIT in scene.model.provides else _answer_black_box
-    canvas = scene.canvas.to(scene.model.dtype)
-    return in_batches(
-        scene,
-        len(windows),
-        lambda batch: answer(scene, paint(canvas, windows[batch], colour)),
+    canvas, fill = (
+        image.to(scene.canvas.device, scene.model.dtype) for image in (scene.canvas, fill)
     )
+    listed = list(windows)
+    pooled = in_batches(
+        scene, len(listed), lambda batch: pool(scene, paint(canvas, listed[batch], fill))
+    )
+    return Sweep(scene.output.logits, classify(scene, pooled))
 
 
-def _answer_split(scene: Scene, canvases: Tensor) -> Tensor:
-    """Canvases ``(n, 3, y, x)`` -> logits ``(n, question, answer)``."""
-    features = scene.split.trunk(scene.split.normalise(canvases))
-    states = scene.states[:, None].expand(-1, len(canvases), -1)
-    # A head may overwrite its input, and the next question needs the same features.
-    return torch.stack([scene.split.head(features.clone(), s).logits for s in states], 1)
-
-
-def _answer_black_box(scene: Scene, canvases: Tensor) -> Tensor:
+def pool(scene: Scene, canvases: Tensor) -> Tensor:
+    """Canvases ``(n, 3, y, x)`` -> what their answers need, ``(n, question, pooled)``. A black box
+    gives its logits at once."""
+    if Capability.SPLIT in scene.model.provides:
+        features = scene.split.trunk(scene.split.normalise(canvases))
+        return scene.split.pool(features, scene.states)
     questions = scene.questions
     return torch.stack([scene.model.logits(canvases, [q] * len(canvases)) for q in questions], 1)
+
+
+def classify(scene: Scene, pooled: Tensor) -> Tensor:
+    """``(n, question, pooled)`` as ``pool`` gives it -> logits ``(n, question, answer)``."""
+    if Capability.SPLIT not in scene.model.provides:
+        return pooled
+    chunks = pooled.split(max(1, ROWS // len(scene.questions)))
+    return torch.cat([scene.split.classify(chunk, scene.states) for chunk in chunks])

@@ -1,13 +1,16 @@
 """The plan of an occlusion sweep: which rectangle of the canvas each pass paints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from workers.errors import UserError
+
+Interval = tuple[int, int]
+"""Half-open, ``[start, end)``, in pixels of the canvas."""
 
 
 class Window(NamedTuple):
@@ -19,8 +22,30 @@ class Window(NamedTuple):
     right: int
 
 
-def grid_windows(height: int, width: int, grid: int) -> list[Window]:
-    """The ``grid x grid`` cells in row-major order; each pixel lies in exactly one.
+@dataclass(frozen=True)
+class Windows:
+    """Every interval of ``rows`` with every interval of ``columns``, in row-major order."""
+
+    rows: tuple[Interval, ...]
+    columns: tuple[Interval, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.rows), len(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def __getitem__(self, index: int) -> Window:
+        row, column = divmod(index, len(self.columns))
+        return Window(*self.rows[row], *self.columns[column])
+
+    def __iter__(self) -> Iterator[Window]:
+        return (Window(*row, *column) for row, column in product(self.rows, self.columns))
+
+
+def grid_windows(height: int, width: int, grid: int) -> Windows:
+    """The ``grid x grid`` cells; each pixel lies in exactly one.
 
     A side of n pixels is cut at ``floor(i * n / grid)``: where the grid does not divide it, cells
     differ by one pixel.
@@ -31,15 +56,39 @@ def grid_windows(height: int, width: int, grid: int) -> list[Window]:
             f"whose cells need at least one pixel each; choose a grid of 1 to {min(height, width)}."
         )
     rows, columns = (
-        list(pairwise(i * side // grid for i in range(grid + 1))) for side in (height, width)
+        tuple(pairwise(i * side // grid for i in range(grid + 1))) for side in (height, width)
     )
-    return [Window(*row, *column) for row, column in product(rows, columns)]
+    return Windows(rows, columns)
 
 
-def paint(canvas: Tensor, windows: Sequence[Window], colour: Sequence[float]) -> Tensor:
-    """One copy of ``canvas (3, y, x)`` a window, the window filled -> ``(n, 3, y, x)``."""
+def strided_windows(
+    height: int, width: int, size: tuple[int, int], stride: tuple[int, int]
+) -> Windows:
+    """Windows of ``size (height, width)`` at multiples of ``stride (down, right)``, as many as
+    reach the end; the last one is cut there (Captum's Occlusion; the sliding square is that of
+    Zeiler and Fergus 2014, section 4.2)."""
+    if not (1 <= size[0] <= height and 1 <= size[1] <= width):
+        raise UserError(
+            f"occlusion: a window of {size[0]} x {size[1]} pixels does not fit an input of "
+            f"{height} x {width}; choose a window of 1 x 1 to {height} x {width}."
+        )
+    if not (1 <= stride[0] <= size[0] and 1 <= stride[1] <= size[1]):
+        raise UserError(
+            f"occlusion: a stride of {stride[0]} x {stride[1]} pixels with a window of {size[0]} x "
+            f"{size[1]} leaves pixels that are never painted; choose a stride of 1 x 1 to "
+            f"{size[0]} x {size[1]}."
+        )
+    rows, columns = (
+        tuple((start, min(start + window, side)) for start in range(0, side - window + step, step))
+        for side, window, step in zip((height, width), size, stride, strict=True)
+    )
+    return Windows(rows, columns)
+
+
+def paint(canvas: Tensor, windows: Sequence[Window], fill: Tensor) -> Tensor:
+    """A copy of ``canvas (3, y, x)`` for each window, where it shows ``fill (3, y, x)``, another
+    whole canvas -> ``(n, 3, y, x)``."""
     painted = canvas.repeat(len(windows), 1, 1, 1)
-    patch = torch.tensor(colour, dtype=canvas.dtype, device=canvas.device)[:, None, None]
     for image, (top, bottom, left, right) in zip(painted, windows, strict=True):
-        image[:, top:bottom, left:right] = patch
+        image[:, top:bottom, left:right] = fill[:, top:bottom, left:right]
     return painted
