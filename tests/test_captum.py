@@ -17,7 +17,8 @@ from workers.methods.gradients import (
     Saliency,
 )
 from workers.methods.occlusion import Occlusion
-from workers.sweep.windows import grid_windows
+from workers.sweep.patches import GRAY, constant, fill
+from workers.sweep.windows import grid_windows, strided_windows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting (forward, )?backward hooks:UserWarning")
 RULES = {
@@ -144,15 +145,16 @@ def test_captum_refuses_frozen_weights_with_a_relu_on_the_question_branch() -> N
     assert error(our_map(scene, GuidedBackprop), wanted) < 1e-9
 
 
-def captum_occlusion(scene: Scene, window: tuple[int, int]) -> np.ndarray:
-    """The drop in the logit that Captum assigns to each pixel, in float32 whatever the model's."""
-    colour = scene.canvas.new_tensor(Occlusion().patch)[:, None, None]
+def captum_occlusion(
+    scene: Scene, window: tuple[int, int], stride: tuple[int, int], fill: Tensor
+) -> np.ndarray:
+    """The drop in the logit that Captum assigns to each pixel, rounded by it to float32."""
     explainer = attr.Occlusion(Asked(scene.model))
     wanted = explainer.attribute(
         scene.pixels,
         (3, *window),
-        strides=(3, *window),
-        baselines=scene.model.normalise(colour.expand(1, 3, 24, 20)),
+        strides=(3, *stride),
+        baselines=scene.model.normalise(fill[None]),
         target=scene.rows[0].answer,
     )
     return wanted[0, 0].detach().numpy()
@@ -161,7 +163,38 @@ def captum_occlusion(scene: Scene, window: tuple[int, int]) -> np.ndarray:
 def test_occlusion_of_a_dividing_grid_equals_captum() -> None:
     scene = scene_of("plain")
     drop = Occlusion(grid=4, score="logit").explain(scene).arrays["drop"][0]
-    assert error(np.kron(drop, np.ones((6, 5))), captum_occlusion(scene, (6, 5))) < 1e-6
+    gray = constant(scene.canvas, GRAY)
+    theirs = captum_occlusion(scene, (6, 5), (6, 5), gray)
+    assert error(np.kron(drop, np.ones((6, 5))), theirs) < 2e-7
+
+
+@pytest.mark.parametrize("patch", ["gray", "noise"])
+@pytest.mark.parametrize(
+    ("window", "stride"),
+    [
+        ((6, 5), (6, 5)),
+        ((6, 5), (3, 5)),
+        ((7, 9), (7, 9)),
+        ((7, 9), (4, 5)),
+        ((10, 3), (1, 2)),
+        ((23, 20), (23, 20)),
+        ((24, 1), (24, 1)),
+    ],
+)
+def test_strided_occlusion_equals_captum(
+    window: tuple[int, int], stride: tuple[int, int], patch: str
+) -> None:
+    """Captum gives a pixel the mean drop of the windows that cover it."""
+    scene = scene_of("plain")
+    method = Occlusion(window=window, stride=stride, patch=patch, score="logit")
+    drop = method.explain(scene).arrays["drop"][0]
+    windows = strided_windows(24, 20, window, stride)
+    total, covered = np.zeros((24, 20)), np.zeros((24, 20))
+    for value, (top, bottom, left, right) in zip(drop.flat, windows, strict=True):
+        total[top:bottom, left:right] += value
+        covered[top:bottom, left:right] += 1
+    shown = fill(scene.canvas, patch, None, 0)
+    assert error(total / covered, captum_occlusion(scene, window, stride, shown)) < 2e-7
 
 
 def test_captum_gives_the_remainder_of_a_ragged_grid_to_slivers() -> None:

@@ -81,12 +81,22 @@ def test_guided_grad_cam_over_all_nets_equals_reference(model: nets.TinyVQA) -> 
     close(GuidedGradCam().explain(scene).arrays["map"], np.abs(wanted).max(1))
 
 
-def occlusion_reference(scene: Scene, grid: int, drop: Callable[..., np.ndarray]) -> np.ndarray:
+def occlusion_reference(
+    scene: Scene,
+    windows: int | tuple[occlusion.Cover, occlusion.Cover],
+    drop: Callable[..., np.ndarray],
+    fill: Tensor | None = None,
+) -> np.ndarray:
+    """Of a grid, or of windows along both sides."""
+    if isinstance(windows, int):
+        _, height, width = scene.canvas.shape
+        windows = occlusion.cells(height, windows), occlusion.cells(width, windows)
+    fill = occlusion.colour(scene.canvas) if fill is None else fill
     rows = []
     for row in scene.rows:
         question = scene.questions[row.question]
         clean = occlusion.logits(scene.model, scene.canvas, question)
-        painted = occlusion.occlusion(scene.model, scene.canvas, question, grid)
+        painted = occlusion.occlusion(scene.model, scene.canvas, question, *windows, fill)
         rows.append(drop(clean, painted, row.answer))
     return np.array(rows)
 
@@ -105,6 +115,53 @@ def test_occlusion_of_black_box_equals_reference(grid: int) -> None:
     close(arrays["drop"], occlusion_reference(scene, grid, occlusion.drop))
     tops = occlusion_reference(scene, grid, lambda clean, painted, answer: painted.argmax(-1))
     np.testing.assert_array_equal(arrays["top_answer"], tops[::2])
+
+
+@pytest.mark.parametrize(
+    ("window", "stride"),
+    [((6, 5), None), ((7, 7), None), ((9, 4), (5, 3)), ((24, 20), None), ((10, 9), (1, 9))],
+)
+def test_strided_occlusion_equals_reference(
+    plain: nets.TinyVQA, window: tuple[int, int], stride: tuple[int, int] | None
+) -> None:
+    scene, step = nets.scene(plain, nets.QUESTIONS[:1]), stride or window
+    covers = occlusion.steps(24, window[0], step[0]), occlusion.steps(20, window[1], step[1])
+    arrays = Occlusion(window=window, stride=stride).explain(scene).arrays
+    close(arrays["drop"], occlusion_reference(scene, covers, occlusion.drop))
+    close(arrays["log_drop"], occlusion_reference(scene, covers, occlusion.log_drop))
+
+
+FILLS: dict[str, tuple[dict[str, object], Callable[[Tensor], Tensor]]] = {
+    "colour": ({"patch": (9, 99, 250)}, lambda canvas: occlusion.colour(canvas, (9, 99, 250))),
+    "gray": ({"patch": "gray"}, occlusion.colour),
+    "mean": ({"patch": "mean"}, occlusion.mean),
+    "blur": ({"patch": "blur"}, lambda canvas: occlusion.blur(canvas, 10 / 224)),
+    "wide blur": (
+        {"patch": "blur", "sigma": 0.1},
+        lambda canvas: occlusion.blur(canvas, 0.1),
+    ),
+    "noise": ({"patch": "noise"}, lambda canvas: occlusion.noise(canvas, 0)),
+    "other noise": ({"patch": "noise", "seed": 7}, lambda canvas: occlusion.noise(canvas, 7)),
+}
+
+
+@pytest.mark.parametrize("name", FILLS)
+def test_occlusion_by_every_patch_equals_reference(plain: nets.TinyVQA, name: str) -> None:
+    options, fill = FILLS[name]
+    scene = nets.scene(plain, nets.QUESTIONS[:1])
+    drop = Occlusion(grid=3, **options).explain(scene).arrays["drop"]
+    close(drop, occlusion_reference(scene, 3, occlusion.drop, fill(scene.canvas)))
+
+
+def test_occlusions_that_differ_in_any_option_share_no_sweep(plain: nets.TinyVQA) -> None:
+    scene = nets.scene(plain)
+    windows = ({"grid": 4}, {"window": 6}, {"window": 6, "stride": (5, 6)})
+    made = [Occlusion(**a, **b) for a in windows for b, _ in FILLS.values()]
+    drops = [method.explain(scene).arrays["drop"] for method in made]
+    alone = [method.explain(nets.scene(plain)).arrays["drop"] for method in made]
+    for got, wanted in zip(drops, alone, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert len({drop.tobytes() for drop in drops}) == len(made)
 
 
 @pytest.mark.parametrize("reduction", ["l2_norm", "grad_x_input"])
@@ -291,7 +348,8 @@ def test_occlusion_of_confident_answer_keeps_its_drops(gap: float) -> None:
     scene = Scene(model, nets.canvas().float(), [("where",)], [1], [1])
     arrays = Occlusion(grid=4).explain(scene).arrays
     ahead = model.logits(scene.canvas[None], None)[0, 0].item()
-    painted = occlusion.occlusion(model, scene.canvas, ("where",), 4)[..., 0]
+    covers, fill = (occlusion.cells(24, 4), occlusion.cells(20, 4)), occlusion.colour(scene.canvas)
+    painted = occlusion.occlusion(model, scene.canvas, ("where",), *covers, fill)[..., 0]
     drops = expit(-painted) - expit(-ahead)
     assert np.unique(drops).size > 8
     np.testing.assert_allclose(arrays["drop"], [drops, -drops], rtol=1e-6)

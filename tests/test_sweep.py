@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests import nets
+from workers import catalog
 from workers.errors import BadExample, UserError
 from workers.methods.base import Scene
 from workers.methods.occlusion import Occlusion
 from workers.models.base import Geometry, freeze
 from workers.models.kazemi import Kazemi, KazemiConfig
+from workers.sweep import patches
 from workers.sweep.batches import in_batches
 from workers.sweep.plain import sweep
 from workers.sweep.windows import Window, grid_windows, paint, strided_windows
@@ -49,9 +51,121 @@ def test_grid_finer_than_the_input_is_refused(grid: int) -> None:
     )
 
 
-def test_occlusion_refuses_its_grid_before_any_image_is_read() -> None:
-    with pytest.raises(UserError, match="choose a grid of 1 to 8"):
-        Occlusion().arrays(Geometry(input_height=8, input_width=9))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "choose a grid of 1 to 8"),
+        ({"window": 9}, "choose a window of 1 x 1 to 8 x 9"),
+        ({"window": (3, 4), "stride": (4, 4)}, "choose a stride of 1 x 1 to 3 x 4"),
+    ],
+)
+def test_occlusion_refuses_its_windows_before_any_image_is_read(
+    options: dict[str, object], message: str
+) -> None:
+    geometry = Geometry(input_height=8, input_width=9)
+    with pytest.raises(UserError, match=message):
+        Occlusion(**options).arrays(geometry)
+    with pytest.raises(UserError, match=message):
+        Occlusion(**options).passes(geometry)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": 16, "window": 4}, "grid and window exclude one another; keep one of them"),
+        ({"stride": 4}, "stride needs a window; add that or remove stride"),
+        ({"sigma": 0.1}, "sigma needs patch: blur; add that or remove sigma"),
+        ({"sigma": 0.1, "patch": "noise"}, "sigma needs patch: blur; add that or remove sigma"),
+        ({"seed": 0, "patch": "gray"}, "seed needs patch: noise; add that or remove seed"),
+        ({"sigma": 0.26, "patch": "blur"}, "sigma: Input should be less than or equal to 0.25"),
+        ({"sigma": 0.0, "patch": "blur"}, "sigma: Input should be greater than 0"),
+        ({"window": (4, 0)}, "window.1: Input should be greater than 0"),
+        ({"patch": "grey"}, "patch.name: Input should be 'gray', 'mean', 'blur' or 'noise'"),
+        ({"patch": (0, 0, 256)}, "patch.colour.2: Input should be less than or equal to 255"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        catalog.methods({"occlusion": options})
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "filled_in"),
+    [
+        ({}, {"grid": 16, "window": None, "stride": None, "sigma": None, "seed": None}),
+        ({"window": 5}, {"grid": None, "window": [5, 5], "stride": [5, 5]}),
+        ({"window": [5, 6], "stride": 2}, {"grid": None, "window": [5, 6], "stride": [2, 2]}),
+        ({"patch": "blur"}, {"grid": 16, "sigma": 10 / 224, "seed": None}),
+        ({"patch": "noise"}, {"sigma": None, "seed": 0}),
+    ],
+)
+def test_stored_parameters_state_every_default_and_give_the_method_back(
+    options: dict[str, object], filled_in: dict[str, object]
+) -> None:
+    method = Occlusion(**options)
+    stored = method.model_dump(mode="json")
+    assert stored.items() >= filled_in.items()
+    assert Occlusion(**stored) == method
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({}, (16, 16)),
+        ({"grid": 32}, (32, 32)),
+        ({"window": 14}, (4, 5)),
+        ({"window": 14, "stride": (3, 7)}, (15, 9)),
+    ],
+)
+def test_passes_are_the_windows(options: dict[str, object], shape: tuple[int, int]) -> None:
+    method, geometry = Occlusion(**options), Geometry(input_height=56, input_width=70)
+    assert [spec.shape for spec in method.arrays(geometry)] == [shape] * 3
+    assert method.passes(geometry) == shape[0] * shape[1]
+
+
+def test_noise_hangs_on_the_seed_and_the_image_alone() -> None:
+    canvas = torch.arange(3 * 40 * 50, dtype=torch.float32).reshape(3, 40, 50) % 251
+    noise = patches.noise(canvas, 0)
+    assert noise.dtype == torch.float32
+    assert noise[0, 0, 0].item() == pytest.approx(172.195465)
+    assert torch.equal(noise, patches.noise(canvas.double(), 0).float())
+    assert torch.equal(noise, patches.noise(canvas + 1e-3, 0))
+    assert 0 <= noise.min() < 1
+    assert 254 < noise.max() <= 255
+    assert noise.mean().item() == pytest.approx(127.5, abs=2)
+    for other in (patches.noise(canvas, 1), patches.noise(canvas.flip(2), 0)):
+        assert abs(torch.corrcoef(torch.stack([noise.flatten(), other.flatten()]))[0, 1]) < 0.05
+
+
+def test_patches_are_the_same_whatever_is_asked_in_whatever_batch() -> None:
+    model = nets.build("plain")
+    for name in ("mean", "blur", "noise"):
+        method = Occlusion(grid=4, patch=name)
+        together = method.explain(nets.scene(model, batch=16)).arrays["drop"]
+        alone = method.explain(nets.scene(model, nets.QUESTIONS[1:2], batch=3)).arrays["drop"]
+        np.testing.assert_allclose(together[2:4], alone, rtol=1e-9, atol=1e-15)
+
+
+def test_blur_keeps_a_constant_image_and_the_mass_of_a_spot() -> None:
+    flat = torch.full((3, 30, 50), 77.0, dtype=torch.float64)
+    torch.testing.assert_close(patches.blurred(flat, 0.25), flat)
+    spot = torch.zeros(3, 61, 81, dtype=torch.float64)
+    spot[:, 30, 40] = 1
+    blurred = patches.blurred(spot, 5 / 61)
+    assert blurred.sum((1, 2)).tolist() == pytest.approx([1, 1, 1])
+    offsets = torch.arange(81) - 40
+    assert (blurred[0].sum(0) * offsets**2).sum().sqrt().item() == pytest.approx(5, rel=1e-3)
+    offsets = torch.arange(61) - 30
+    assert (blurred[0].sum(1) * offsets**2).sum().sqrt().item() == pytest.approx(5, rel=1e-3)
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (1, 9), (2, 3), (5, 4)])
+def test_blur_of_a_tiny_image_is_still_a_mean_of_its_pixels(sides: tuple[int, int]) -> None:
+    canvas = 255 * torch.rand(3, *sides, generator=torch.manual_seed(0))
+    blurred = patches.blurred(canvas, 0.25)
+    assert blurred.shape == canvas.shape
+    assert canvas.min() <= blurred.min() <= blurred.max() <= canvas.max() + 1e-3
 
 
 @pytest.mark.parametrize(

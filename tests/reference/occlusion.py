@@ -1,5 +1,8 @@
 """Goyal et al. 2016, section 3.2, one painted image, one question and one answer at a time."""
 
+import hashlib
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,6 +10,8 @@ from torch import Tensor
 from workers.models.base import Tokens, VQAModel
 
 GREY = (123.68, 116.779, 103.939)
+Cover = list[list[int]]
+"""For every window along a side, the pixels it covers."""
 
 
 def probabilities(model: VQAModel, canvas: Tensor, question: Tokens) -> np.ndarray:
@@ -23,27 +28,90 @@ def softmax(values: np.ndarray) -> np.ndarray:
     return e / e.sum()
 
 
-def painted(canvas: Tensor, grid: int, i: int, j: int) -> Tensor:
-    """Cell (i, j) holds the pixels whose row is in [floor(i H / grid), floor((i + 1) H / grid))."""
+def cells(side: int, grid: int) -> Cover:
+    """Cell i holds the pixels in [floor(i side / grid), floor((i + 1) side / grid))."""
+    return [
+        [p for p in range(side) if i * side // grid <= p < (i + 1) * side // grid]
+        for i in range(grid)
+    ]
+
+
+def steps(side: int, size: int, stride: int) -> Cover:
+    """A window slides by the stride until it has reached the last pixel."""
+    windows = [[p for p in range(side) if p < size]]
+    while side - 1 not in windows[-1]:
+        start = len(windows) * stride
+        windows.append([p for p in range(side) if start <= p < start + size])
+    return windows
+
+
+def painted(canvas: Tensor, rows: list[int], columns: list[int], fill: Tensor) -> Tensor:
     copy = canvas.clone()
-    _, height, width = canvas.shape
-    for y in range(height):
-        for x in range(width):
-            inside_y = i * height // grid <= y < (i + 1) * height // grid
-            inside_x = j * width // grid <= x < (j + 1) * width // grid
-            if inside_y and inside_x:
-                copy[:, y, x] = torch.tensor(GREY, dtype=canvas.dtype)
+    for y in rows:
+        for x in columns:
+            copy[:, y, x] = fill[:, y, x]
     return copy
 
 
-def occlusion(model: VQAModel, canvas: Tensor, question: Tokens, grid: int) -> np.ndarray:
+def occlusion(
+    model: VQAModel, canvas: Tensor, question: Tokens, rows: Cover, columns: Cover, fill: Tensor
+) -> np.ndarray:
     """Logits ``(y, x, answer)`` of every painted image."""
     return np.array(
         [
-            [logits(model, painted(canvas, grid, i, j), question) for j in range(grid)]
-            for i in range(grid)
+            [
+                logits(model, painted(canvas, inside_y, inside_x, fill), question)
+                for inside_x in columns
+            ]
+            for inside_y in rows
         ]
     )
+
+
+def colour(canvas: Tensor, rgb: tuple[float, ...] = GREY) -> Tensor:
+    fill = canvas.clone()
+    for channel, level in enumerate(rgb):
+        fill[channel] = level
+    return fill
+
+
+def mean(canvas: Tensor) -> Tensor:
+    return colour(canvas, tuple(sum(c.flatten().tolist()) / c.numel() for c in canvas))
+
+
+def blur(canvas: Tensor, sigma: float) -> Tensor:
+    """Every pixel the Gaussian mean of the square of 4 standard deviations around it; what lies
+    beyond the border is the image mirrored in its outermost pixel."""
+    _, height, width = canvas.shape
+    deviation = sigma * min(height, width)
+    reach = range(-math.ceil(4 * deviation), math.ceil(4 * deviation) + 1)
+    fill = torch.zeros_like(canvas)
+    for y in range(height):
+        for x in range(width):
+            total = 0.0
+            for dy in reach:
+                for dx in reach:
+                    weight = math.exp(-(dy**2 + dx**2) / (2 * deviation**2))
+                    pixel = canvas[:, mirrored(y + dy, height), mirrored(x + dx, width)]
+                    fill[:, y, x] += weight * pixel
+                    total += weight
+            fill[:, y, x] /= total
+    return fill
+
+
+def mirrored(p: int, side: int) -> int:
+    p = abs(p)
+    return p if p < side else 2 * (side - 1) - p
+
+
+def noise(canvas: Tensor, seed: int) -> Tensor:
+    """Uniform in 0..255, from a generator seeded by the seed and the 8-bit image's SHA-256."""
+    pixels = bytes(round(min(max(level, 0), 255)) for level in canvas.flatten().tolist())
+    generator = np.random.default_rng([seed, int(hashlib.sha256(pixels).hexdigest(), 16)])
+    fill = torch.zeros_like(canvas)
+    for channel, y, x in np.ndindex(*canvas.shape):
+        fill[channel, y, x] = 255 * generator.random()
+    return fill
 
 
 def drop(clean: np.ndarray, occluded: np.ndarray, answer: int) -> np.ndarray:

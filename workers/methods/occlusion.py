@@ -1,37 +1,82 @@
-"""Occlusion: how much an answer's score drops when a cell of the image is painted over."""
+"""Occlusion: how much an answer's score drops when a part of the image is painted over."""
 
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from torch import Tensor
 
 from schemas.arrays import ArraySpec
 from workers.methods.base import ImageMethod, Maps, Scene, Score, score_drops
 from workers.models.base import Geometry
+from workers.sweep import patches
 from workers.sweep.plain import Sweep, sweep
-from workers.sweep.windows import grid_windows
+from workers.sweep.windows import Windows, grid_windows, strided_windows
+
+Pixels = Annotated[
+    tuple[PositiveInt, PositiveInt],
+    BeforeValidator(lambda size: (size, size) if isinstance(size, int) else size),
+]
+"""Height and width, or one number for both."""
 
 
 class Occlusion(ImageMethod):
-    """``drop_ij = f(I) - f(I with cell ij painted)`` (Goyal et al. 2016, section 3.2; the idea is
+    """``drop_ij = f(I) - f(I with window ij painted)`` (Goyal et al. 2016, section 3.2; the idea is
     that of Zeiler and Fergus 2014, section 4.2).
 
     Arrays: ``drop`` of the chosen score and ``log_drop`` of the log-probability, both
-    ``(row, y, x)`` over the grid's cells; ``top_answer (question, y, x)``, the answer each painted
-    image gets. A side that the grid does not divide has cells that differ by one pixel.
+    ``(row, y, x)`` over the windows; ``top_answer (question, y, x)``, the answer each painted
+    image gets. The windows are a grid's cells, which cover each pixel once (a side that the grid
+    does not divide has cells that differ by one pixel), or slide by a stride and may overlap.
     """
 
     primary: ClassVar[str] = "drop"
     score: Score = "probability"
-    grid: int = Field(16, ge=1)
-    """Cells along each side."""
-    patch: tuple[float, float, float] = (123.68, 116.779, 103.939)
-    """The painted colour, RGB in 0..255 before normalisation; the default is ImageNet's mean."""
+    grid: PositiveInt | None = None
+    """Cells along each side; 16 where no window is given."""
+    window: Pixels | None = None
+    """In place of a grid, the size in pixels of a window that slides."""
+    stride: Pixels | None = None
+    """Steps of the window down and right, in pixels; its size where none are given."""
+    patch: patches.Patch = patches.GRAY
+    """What is painted: a colour, RGB in 0..255 before normalisation; ``gray``, ImageNet's mean
+    colour, as by default; ``mean``, the image's mean colour; ``blur``, the image blurred (Fong and
+    Vedaldi 2017, section 4.1); ``noise``, uniform in each channel of each pixel."""
+    sigma: float | None = Field(None, gt=0, le=0.25)
+    """Standard deviation of the blur, in shorter sides of the input: 10/224 where none is given."""
+    seed: int | None = Field(None, ge=0)
+    """Of the noise, which differs from image to image; 0 where none is given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, data: Any) -> Any:
+        """The defaults that hang on other fields, so that they are stored with them."""
+        if not isinstance(data, dict):
+            return data
+        window, patch = data.get("window"), data.get("patch")
+        defaults: dict[str, Any] = {"grid": 16} if window is None else {"stride": window}
+        if patch == "blur":
+            defaults["sigma"] = patches.BLUR_SIGMA
+        if patch == "noise":
+            defaults["seed"] = 0
+        return data | {name: value for name, value in defaults.items() if data.get(name) is None}
+
+    @model_validator(mode="after")
+    def _every_option_counts(self) -> "Occlusion":
+        if self.window is not None and self.grid is not None:
+            raise ValueError("grid and window exclude one another; keep one of them")
+        for name, counts, needed in (
+            ("stride", self.window is not None, "a window"),
+            ("sigma", self.patch == "blur", "patch: blur"),
+            ("seed", self.patch == "noise", "patch: noise"),
+        ):
+            if getattr(self, name) is not None and not counts:
+                raise ValueError(f"{name} needs {needed}; add that or remove {name}")
+        return self
 
     def arrays(self, geometry: Geometry) -> tuple[ArraySpec, ...]:
-        grid_windows(geometry.input_height, geometry.input_width, self.grid)
-        dims, shape = ("y", "x"), (self.grid, self.grid)
+        dims = ("y", "x")
+        shape = self._windows(geometry.input_height, geometry.input_width).shape
         return (
             ArraySpec(name="drop", dims=dims, shape=shape),
             ArraySpec(name="log_drop", dims=dims, shape=shape),
@@ -39,21 +84,28 @@ class Occlusion(ImageMethod):
         )
 
     def passes(self, geometry: Geometry) -> int:
-        return self.grid**2
+        return len(self._windows(geometry.input_height, geometry.input_width))
 
     def explain(self, scene: Scene) -> Maps:
-        swept = scene.once(("occlusion", self.grid, self.patch), lambda: self._sweep(scene))
+        windows = self._windows(*scene.canvas.shape[1:])
+        key = ("occlusion", windows, self.patch, self.sigma, self.seed)
+        swept = scene.once(key, lambda: sweep(scene, windows, self._fill(scene.canvas)))
         arrays = {
             "drop": self._drops(scene, swept, self.score),
             "log_drop": self._drops(scene, swept, "log_probability"),
             "top_answer": swept.painted.argmax(-1).T.to(torch.int32),
         }
-        return Maps.of({n: a.unflatten(1, (self.grid, self.grid)) for n, a in arrays.items()})
+        return Maps.of({name: array.unflatten(1, windows.shape) for name, array in arrays.items()})
 
-    def _sweep(self, scene: Scene) -> Sweep:
-        _, height, width = scene.canvas.shape
-        colour = scene.canvas.new_tensor(self.patch)[:, None, None]
-        return sweep(scene, grid_windows(height, width, self.grid), colour.expand_as(scene.canvas))
+    def _windows(self, height: int, width: int) -> Windows:
+        if self.grid is not None:
+            return grid_windows(height, width, self.grid)
+        assert self.window is not None
+        assert self.stride is not None
+        return strided_windows(height, width, self.window, self.stride)
+
+    def _fill(self, canvas: Tensor) -> Tensor:
+        return patches.fill(canvas, self.patch, self.sigma, self.seed)
 
     @staticmethod
     def _drops(scene: Scene, swept: Sweep, score: Score) -> Tensor:
