@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from schemas.arrays import ArraySpec
 from schemas.base import Frozen
 from workers.methods.relu_rules import Trace, record
 from workers.models.base import Capability, Geometry, HeadOutput, SplitModel, Tokens, VQAModel
+
+if TYPE_CHECKING:
+    from workers.sweep.engine import Engine
 
 Score = Literal["probability", "logit", "log_probability"]
 Target = Literal["predicted", "truth"]
@@ -45,6 +48,8 @@ class Scene:
     truths: Sequence[int | None]
     targets: Sequence[Target] = ("predicted", "truth")
     batch: int = 32
+    engine: "Engine | None" = None
+    """Sweeps the model; plain calls where there is none."""
     gradients: bool = False
     """Whether a gradient method will follow: the clean pass then keeps its graph for it."""
     shared: dict[object, object] = field(default_factory=dict)

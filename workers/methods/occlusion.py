@@ -10,7 +10,8 @@ from schemas.arrays import ArraySpec
 from workers.methods.base import ImageMethod, Maps, Scene, Score, score_drops
 from workers.models.base import Geometry
 from workers.sweep import patches
-from workers.sweep.plain import Sweep, sweep
+from workers.sweep.engine import sweep
+from workers.sweep.plain import Sweep
 from workers.sweep.windows import Windows, grid_windows, strided_windows
 
 Pixels = Annotated[

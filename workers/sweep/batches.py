@@ -1,6 +1,7 @@
 """Work in batches that shrink when the device's memory does not hold them."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,19 +10,29 @@ from workers.errors import BadExample
 from workers.methods.base import Scene
 
 
-def in_batches(scene: Scene, total: int, compute: Callable[[slice], Tensor]) -> Tensor:
-    """``compute`` over ``total`` items, at most ``scene.batch`` at a time, concatenated.
+class Limit(Protocol):
+    """Something that knows how many items fit at once."""
 
-    Out of memory halves ``scene.batch``, for the rest of the scene too, and repeats the batch; a
-    batch of one that fails is a ``BadExample``.
+    batch: int
+
+
+def in_batches(
+    scene: Scene, total: int, compute: Callable[[slice], Tensor], limit: Limit | None = None
+) -> Tensor:
+    """``compute`` over ``total`` items, at most ``batch`` of the limit at a time, concatenated; the
+    scene's own limit counts whole images.
+
+    Out of memory halves the limit, for what follows too, and repeats the batch; a batch of one that
+    fails is a ``BadExample``.
     """
+    limit = limit or scene
     parts: list[Tensor] = []
     start = 0
     while start < total:
-        stop = min(start + scene.batch, total)
+        stop = min(start + limit.batch, total)
         part = _unless_out_of_memory(compute, slice(start, stop))
         if part is None:
-            _halve(scene, stop - start)
+            _halve(scene, limit, stop - start)
             continue
         parts.append(part)
         start = stop
@@ -36,7 +47,7 @@ def _unless_out_of_memory(compute: Callable[[slice], Tensor], items: slice) -> T
         return None
 
 
-def _halve(scene: Scene, tried: int) -> None:
+def _halve(scene: Scene, limit: Limit, tried: int) -> None:
     if tried == 1:
         geometry = scene.model.geometry
         raise BadExample(
@@ -44,6 +55,6 @@ def _halve(scene: Scene, tried: int) -> None:
             f"{geometry.input_height} x {geometry.input_width} pixels; use a device with more "
             "memory or a smaller input."
         )
-    scene.batch = tried // 2
+    limit.batch = tried // 2
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,0 +1,111 @@
+"""Convolutions on the CPU and elsewhere: several ways to the same sums, the fastest measured.
+
+oneDNN's speed depends on shape, layout and weight format in ways that no rule foretells (a
+pre-packed 1x1 convolution can take half or twice the time of a plain one), so each shape's first
+call tries all of them on a few windows.
+"""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.sweep.intervals import Support
+
+if TYPE_CHECKING:
+    from workers.sweep.operations import Convolution
+
+Supports = tuple[Support, Support]
+Kernel = Callable[["Convolution", Tensor, Tensor | None, Supports], Tensor]
+TRIAL = 8
+"""Windows a trial runs on."""
+
+
+def eager(conv: "Convolution", x: Tensor, other: Tensor | None, at: Supports) -> Tensor:
+    """PyTorch's convolution, then the sum and the ReLU in place."""
+    _, stride, padding, dilation = zip(*at, strict=True)
+    y = F.conv2d(x, conv.weight, conv.bias, stride, padding, dilation, conv.groups)
+    return _finish(conv, y, other)
+
+
+def matmul(conv: "Convolution", x: Tensor, other: Tensor | None, at: Supports) -> Tensor:
+    """A 1x1 convolution as one matrix product over all positions."""
+    rows = x.permute(0, 2, 3, 1)
+    y = F.linear(rows, conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+    return _finish(conv, y, other)
+
+
+def fused(conv: "Convolution", x: Tensor, other: Tensor | None, at: Supports) -> Tensor:
+    """oneDNN's convolution with the sum and the ReLU inside."""
+    _, stride, padding, dilation = zip(*at, strict=True)
+    shape = (padding, stride, dilation, conv.groups)
+    if other is None:
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, conv.weight, conv.bias, *shape, "relu" if conv.relu else "none", [], ""
+        )
+    return torch.ops.mkldnn._convolution_pointwise.binary(
+        x,
+        other,
+        conv.weight,
+        conv.bias,
+        *shape,
+        "add",
+        1.0,
+        "relu" if conv.relu else None,
+        [],
+        "",
+    )
+
+
+def _finish(conv: "Convolution", y: Tensor, other: Tensor | None) -> Tensor:
+    if other is not None:
+        y = y.add_(other)
+    return y.relu_() if conv.relu else y
+
+
+class Kernels:
+    """One convolution's kernels, the fastest of each shape remembered."""
+
+    def __init__(self, conv: "Convolution") -> None:
+        self.conv = conv
+        self.chosen: dict[tuple[object, ...], Kernel] = {}
+
+    def __call__(self, x: Tensor, other: Tensor | None, padded: bool) -> Tensor:
+        at = self.conv.acting(padded)
+        key = (x.shape[1:], padded, other is None)
+        kernel = self.chosen.get(key)
+        if kernel is None:
+            kernel = self.chosen[key] = self._fastest(x[:TRIAL], other, at)
+        return kernel(self.conv, x, other, at)
+
+    def _fastest(self, x: Tensor, other: Tensor | None, at: Supports) -> Kernel:
+        candidates = self._candidates(x, at)
+        if len(candidates) == 1:
+            return candidates[0]
+        other = None if other is None else other[:TRIAL]
+        seconds = [_seconds(kernel, self.conv, x, other, at) for kernel in candidates]
+        return candidates[seconds.index(min(seconds))]
+
+    def _candidates(self, x: Tensor, at: Supports) -> list[Kernel]:
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+            return [eager]
+        point = at == (Support(), Support()) and self.conv.groups == 1
+        return [eager, fused, matmul] if point else [eager, fused]
+
+
+def _seconds(
+    kernel: Kernel,
+    conv: "Convolution",
+    x: Tensor,
+    other: Tensor | None,
+    at: Supports,
+) -> float:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        kernel(conv, x, other, at)
+        times.append(time.perf_counter() - start)
+    return min(times)

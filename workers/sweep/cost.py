@@ -1,0 +1,80 @@
+"""What a layer costs as windows and as a whole map, from three rates measured on the device.
+
+``seconds = calls * call + 2 macs / flops + moved bytes / bandwidth``. docs/decisions explains what
+the model is for: it compares plans; which engine runs is decided by timing it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from workers.sweep import machine
+from workers.sweep.gather import Gather
+from workers.sweep.incremental import Group
+from workers.sweep.intervals import Support
+from workers.sweep.operations import Convolution
+
+
+@dataclass(frozen=True)
+class Rates:
+    """``flops`` a second of a 3x3 convolution, ``bandwidth`` in bytes a second of a gather, and
+    seconds a ``call`` takes that has nothing to do."""
+
+    flops: float
+    bandwidth: float
+    call: float
+
+    def seconds(self, group: Group, windows: int, itemsize: int) -> np.ndarray:
+        """Of each step, for so many windows of a group at once."""
+        counts = [
+            (1 + sum(g is not None for g in a.gathers), a.macs * windows, a.moved * windows)
+            for a in group.actions
+        ]
+        calls, macs, moved = np.array(counts, float).T
+        return calls * self.call + 2 * macs / self.flops + moved * itemsize / self.bandwidth
+
+
+def rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Measured once a machine, about a tenth of a second."""
+    names = [f"rate {what} {dtype}" for what in ("flops", "bandwidth", "call")]
+    known = machine.recall(device)
+    if not all(name in known for name in names):
+        known = dict(zip(names, _measure(device, dtype), strict=True))
+        machine.remember(device, known)
+    return Rates(*(known[name] for name in names))
+
+
+@torch.inference_mode()
+def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float, float]:
+    channels, side, windows = 64, 28, 8 if device.type == "cpu" else 256
+    x = torch.ones(windows, channels, side, side, device=device, dtype=dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    at = (Support(3, 1, 1), Support(3, 1, 1))
+    conv = Convolution(x.new_ones(channels, channels, 3, 3), None, at).to(device, dtype)
+    table = torch.zeros(windows, 4, dtype=torch.int32, device=device)
+    cut = Gather((side, side), table)
+    macs = windows * side**2 * channels**2 * 9
+    convolving = seconds(lambda: conv([x], True), device)
+    gathering = seconds(lambda: cut(x[:1], x, slice(None)), device)
+    calling = seconds(lambda: x[:1, :1, :1, :1] + 1, device)
+    return 2 * macs / convolving, 2 * x.numel() * x.element_size() / gathering, calling
+
+
+def seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
+    """The fastest of a few runs, after one that is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

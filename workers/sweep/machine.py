@@ -1,0 +1,78 @@
+"""What was measured on this machine, kept between processes: a small JSON file of numbers.
+
+A file that cannot be read is as good as none: everything in it can be measured again.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+Numbers = dict[str, float]
+_NUMBERS = TypeAdapter(Numbers)
+
+
+def folder() -> Path:
+    """``VQATLAS_CACHE``, or the user's cache folder."""
+    given = os.environ.get("VQATLAS_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vqatlas"
+
+
+def fingerprint(device: torch.device) -> str:
+    """The processor or GPU, the threads used and PyTorch's version."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{_processor()} {torch.get_num_threads()} threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if "model name" in x), platform.machine())
+
+
+def _file(device: torch.device) -> Path:
+    digest = hashlib.sha256(fingerprint(device).encode()).hexdigest()[:16]
+    return folder() / f"measured-{digest}.json"
+
+
+def recall(device: torch.device) -> Numbers:
+    """Everything measured on this device so far."""
+    try:
+        return _NUMBERS.validate_json(_file(device).read_bytes())
+    except (OSError, ValidationError):
+        return {}
+
+
+def remember(device: torch.device, numbers: Numbers) -> None:
+    """Add measurements; readers see the old file or the new one. Where the folder cannot be
+    written, the next process measures again."""
+    path = _file(device)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump({**recall(device), **numbers}, file)
+        Path(file.name).replace(path)
+    except OSError:
+        return
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be used now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return pages if text == "max" else min(pages, int(text))
