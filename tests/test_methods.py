@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from tests import nets
-from tests.reference import grad_cam, gradients, occlusion, words
+from tests.reference import grad_cam, gradients, occlusion, rise, words
+from workers.errors import UserError
 from workers.methods.attention import Attention
 from workers.methods.base import ImageMethod, Method, Scene
 from workers.methods.baselines import Center, Random
@@ -22,13 +23,15 @@ from workers.methods.gradients import (
     Saliency,
 )
 from workers.methods.occlusion import Occlusion
+from workers.methods.rise import RISE, RandomMasks
 from workers.methods.words import WordGradient, WordOcclusion
+from workers.models.base import Geometry, freeze
 
 MATRIX = [(trunk, "attention") for trunk in nets.TRUNKS]
 MATRIX += [("plain", "pooled"), ("functional", "pooled"), ("resnet", "pooled")]
 RULES = {Saliency: "saliency", Deconvnet: "deconvnet", GuidedBackprop: "guided"}
 GRADIENT_METHODS = (*RULES, GradCam, GuidedGradCam)
-IMAGE_METHODS = (*GRADIENT_METHODS, Occlusion, Attention)
+IMAGE_METHODS = (*GRADIENT_METHODS, Occlusion, RISE, Attention)
 SCORES = ("probability", "logit", "log_probability")
 
 
@@ -55,7 +58,8 @@ def per_row(scene: Scene, reference: Callable[..., object], *args: object) -> np
 
 
 def image_method(method: type[ImageMethod]) -> ImageMethod:
-    return method(grid=5) if method is Occlusion else method()
+    small = {Occlusion: {"grid": 5}, RISE: {"masks": 20, "cells": 3}}
+    return method(**small.get(method, {}))
 
 
 @pytest.mark.parametrize("method", RULES)
@@ -164,6 +168,92 @@ def test_occlusions_that_differ_in_any_option_share_no_sweep(plain: nets.TinyVQA
     assert len({drop.tobytes() for drop in drops}) == len(made)
 
 
+@pytest.mark.parametrize(
+    "model", [nets.build("plain"), nets.build("vgg", "pooled"), nets.black_box()]
+)
+@pytest.mark.parametrize(
+    ("options", "score"),
+    [
+        ({"masks": 6, "cells": 3}, "probability"),
+        ({"masks": 5, "keep": 0.2, "seed": 3}, "logit"),
+        ({"masks": 4, "cells": 20, "patch": (0, 99, 250)}, "log_probability"),
+    ],
+)
+def test_rise_equals_reference(
+    model: nets.TinyVQA | nets.BlackBox, options: dict[str, object], score: str
+) -> None:
+    method, scene = RISE(**options, score=score), nets.scene(model, batch=4)
+    masks = rise.draw(scene.canvas, method.masks, method.cells, method.keep, method.seed)
+    wanted = per_row(scene, rise.rise, masks, method.keep, score, method.patch)
+    close(method.explain(scene).arrays["map"], wanted)
+
+
+def test_rise_over_all_nets_equals_reference(model: nets.TinyVQA) -> None:
+    scene = nets.scene(model, nets.QUESTIONS[:2])
+    wanted = per_row(scene, rise.rise, rise.draw(scene.canvas, 5, 7, 0.5, 0), 0.5)
+    close(RISE(masks=5).explain(scene).arrays["map"], wanted)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5])
+def test_masks_of_rise_show_a_pixel_as_often_as_they_keep_it(keep: float) -> None:
+    masks = RandomMasks.draw(RISE(masks=3000, keep=keep), nets.canvas())[0:3000]
+    assert 0 <= masks.min() < 0.01 < 0.99 < masks.max() <= 1
+    np.testing.assert_allclose(masks.mean(0), keep, atol=0.04)
+    assert masks.mean().item() == pytest.approx(keep, abs=0.01)
+
+
+def test_masks_of_rise_hang_on_image_seed_and_number_alone() -> None:
+    few, many, seeded, elsewhere = (
+        RandomMasks.draw(RISE(masks=n, seed=seed), nets.canvas(image))
+        for n, seed, image in ((9, 0, 0), (99, 0, 0), (9, 1, 0), (9, 0, 1))
+    )
+    assert torch.equal(few[2:9], torch.cat([many[2:4], many[4:9]]))
+    for other in (seeded, elsewhere):
+        assert not torch.isclose(few[0:9], other[0:9]).flatten(1).all(1).any()
+
+
+class Spot(nets.BlackBox):
+    """Its first answer is the surer the brighter one corner of the image is."""
+
+    def logits(self, canvas: Tensor, questions: object) -> Tensor:
+        corner = canvas[:, :, 16:, :6].mean((1, 2, 3)) / 50
+        return torch.stack([corner, torch.full_like(corner, 2.5)], 1)
+
+
+def test_rise_is_highest_where_the_answer_is_seen() -> None:
+    model = freeze(Spot())
+    model.answers = ("bright", "dark")
+    scene = Scene(model, torch.full((3, 24, 20), 255.0), [("where",)], [1], [1], batch=64)
+    bright, dark = RISE(masks=2000, patch=(0, 0, 0)).explain(scene).arrays["map"]
+    inside = np.zeros((24, 20), bool)
+    inside[16:, :6] = True
+    assert bright[inside].min() > bright[:12].max()
+    assert inside.flat[bright.argmax()]
+    assert dark[inside].max() < dark[:12].min()
+
+
+def test_rise_refuses_more_cells_than_pixels() -> None:
+    geometry = Geometry(input_height=24, input_width=20)
+    assert RISE().passes(geometry) == 1000
+    assert RISE(cells=20).arrays(geometry)[0].pixels
+    with pytest.raises(UserError) as error:
+        RISE(cells=21).arrays(geometry)
+    assert str(error.value) == (
+        "rise: masks of 21 cells a side do not fit an input of 24 x 20 pixels; choose 2 to 20 "
+        "cells."
+    )
+
+
+def test_rise_shares_its_sweep_among_scores_and_with_no_other_masks(plain: nets.TinyVQA) -> None:
+    passes, scene = record_batches(plain), nets.scene(plain, batch=8)
+    options = ({}, {"cells": 4}, {"keep": 0.4}, {"seed": 1}, {"masks": 9}, {"patch": (0, 0, 0)})
+    made = [RISE(**{"masks": 10, **o}, score=s) for o in options for s in SCORES]
+    maps = [method.explain(scene).arrays["map"] for method in made]
+    assert sum(passes) == 1 + 5 * 10 + 9
+    assert max(passes) == 8
+    assert len({values.tobytes() for values in maps}) == len(made)
+
+
 @pytest.mark.parametrize("reduction", ["l2_norm", "grad_x_input"])
 def test_word_gradient_over_all_nets_equals_reference(model: nets.TinyVQA, reduction: str) -> None:
     scene = nets.scene(model)
@@ -251,10 +341,11 @@ def test_word_scores_of_questions_together_equal_questions_alone(
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
-@pytest.mark.parametrize("method", [Occlusion, Saliency, WordOcclusion])
+@pytest.mark.parametrize("method", [Occlusion, RISE, Saliency, WordOcclusion])
 def test_batch_size_changes_nothing(plain: nets.TinyVQA, method: type[Method], batch: int) -> None:
     def values(batch: int) -> np.ndarray:
-        result = method().explain(nets.scene(plain, batch=batch))
+        made = RISE(masks=40) if method is RISE else method()
+        result = made.explain(nets.scene(plain, batch=batch))
         arrays = result.importances if method is WordOcclusion else result.arrays.values()
         return np.concatenate([array.ravel() for array in arrays])
 

@@ -16,7 +16,7 @@ from workers.models.base import Geometry, freeze
 from workers.models.kazemi import Kazemi, KazemiConfig
 from workers.sweep import patches
 from workers.sweep.batches import in_batches
-from workers.sweep.plain import sweep
+from workers.sweep.plain import masked, sweep
 from workers.sweep.windows import Window, grid_windows, paint, strided_windows
 
 GREY = (123.68, 116.779, 103.939)
@@ -314,6 +314,16 @@ def test_sweep_is_the_models_answer_to_each_painted_canvas(
         changed[:, top:bottom, left:right] = fill[:, top:bottom, left:right]
         wanted = model.logits(changed.expand(3, -1, -1, -1), questions)
         torch.testing.assert_close(painted[w], wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_masked_blends_the_image_with_the_fill() -> None:
+    scene, fill = nets.scene(nets.build("plain"), batch=2), nets.canvas(seed=1)
+    masks = torch.stack([torch.ones(24, 20), torch.zeros(24, 20), nets.canvas(seed=2)[0] / 255])
+    got = masked(scene, masks, fill)
+    blended = [m * scene.canvas + (1 - m) * fill for m in masks]
+    wanted = [scene.model.logits(c.expand(3, -1, -1, -1), nets.QUESTIONS) for c in blended]
+    torch.testing.assert_close(got, torch.stack(wanted), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got[0], scene.output.logits, rtol=1e-12, atol=1e-12)
 
 
 class SmallMemory(torch.nn.Module):

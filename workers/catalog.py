@@ -19,6 +19,7 @@ from workers.methods.base import Method
 from workers.methods.baselines import Center, Random
 from workers.methods.gradients import Deconvnet, GradCam, GuidedBackprop, GuidedGradCam, Saliency
 from workers.methods.occlusion import Occlusion
+from workers.methods.rise import RISE
 from workers.methods.words import WordGradient, WordOcclusion
 from workers.metrics.base import Metric
 from workers.metrics.rank_correlation import RankCorrelation
@@ -45,6 +46,7 @@ METHODS: dict[str, type[Method]] = {
     "deconvnet": Deconvnet,
     "grad_cam": GradCam,
     "guided_grad_cam": GuidedGradCam,
+    "rise": RISE,
     "attention": Attention,
     "random": Random,
     "center": Center,

@@ -105,13 +105,18 @@ def mirrored(p: int, side: int) -> int:
 
 
 def noise(canvas: Tensor, seed: int) -> Tensor:
-    """Uniform in 0..255, from a generator seeded by the seed and the 8-bit image's SHA-256."""
-    pixels = bytes(round(min(max(level, 0), 255)) for level in canvas.flatten().tolist())
-    generator = np.random.default_rng([seed, int(hashlib.sha256(pixels).hexdigest(), 16)])
+    """Uniform in 0..255."""
+    numbers = generator(canvas, seed)
     fill = torch.zeros_like(canvas)
     for channel, y, x in np.ndindex(*canvas.shape):
-        fill[channel, y, x] = 255 * generator.random()
+        fill[channel, y, x] = 255 * numbers.random()
     return fill
+
+
+def generator(canvas: Tensor, seed: int) -> np.random.Generator:
+    """Seeded by the seed and the 8-bit image's SHA-256."""
+    pixels = bytes(round(min(max(level, 0), 255)) for level in canvas.flatten().tolist())
+    return np.random.default_rng([seed, int(hashlib.sha256(pixels).hexdigest(), 16)])
 
 
 def drop(clean: np.ndarray, occluded: np.ndarray, answer: int) -> np.ndarray:

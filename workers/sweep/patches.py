@@ -57,12 +57,13 @@ def blurred(canvas: Tensor, sigma: float) -> Tensor:
 
 
 def noise(canvas: Tensor, seed: int) -> Tensor:
-    """Uniform noise in 0..255 in each channel of each pixel, one pattern for an image.
+    """Uniform noise in 0..255 in each channel of each pixel, one pattern for an image."""
+    return torch.from_numpy(255 * generator(canvas, seed).random(canvas.shape)).to(canvas)
 
-    It is drawn from the seed and the image's pixels, rounded to 8 bits, alone: neither device,
-    batch, shard nor questions change it.
-    """
+
+def generator(canvas: Tensor, seed: int) -> np.random.Generator:
+    """Of random numbers that hang on the seed and the image's pixels, rounded to 8 bits, alone:
+    neither device, batch, shard nor questions change them."""
     levels = canvas.round().clamp(0, 255).to("cpu", torch.uint8).contiguous()
-    digest = int.from_bytes(sha256(levels.numpy().tobytes()).digest(), "big")
-    drawn = np.random.default_rng([seed, digest]).random(canvas.shape)
-    return torch.from_numpy(255 * drawn).to(canvas)
+    digest = sha256(levels.numpy().tobytes()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest, "big")])

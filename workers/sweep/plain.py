@@ -1,6 +1,6 @@
 """The plain sweep: every changed canvas goes through the whole model, once for all questions."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,14 +28,34 @@ def sweep(scene: Scene, windows: Windows, fill: Tensor) -> Sweep:
     The trunk of a late-fusion model sees each painted canvas once, whatever is asked about it.
     Sums in float32 differ with the batch's size: compare maps with a tolerance, never bitwise.
     """
-    canvas, fill = (
-        image.to(scene.canvas.device, scene.model.dtype) for image in (scene.canvas, fill)
-    )
-    listed = list(windows)
+    canvas, listed = scene.canvas.to(scene.model.dtype), list(windows)
+    fill = fill.to(canvas)
     pooled = in_batches(
         scene, len(listed), lambda batch: pool(scene, paint(canvas, listed[batch], fill))
     )
     return Sweep(scene.output.logits, classify(scene, pooled))
+
+
+class Masks(Protocol):
+    """Masks ``(n, y, x)`` in 0..1, a slice at a time; a tensor will do."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, batch: slice, /) -> Tensor: ...
+
+
+@torch.no_grad()
+def masked(scene: Scene, masks: Masks, fill: Tensor) -> Tensor:
+    """Logits ``(mask, question, answer)`` of ``m * canvas + (1 - m) * fill`` for each mask m; as
+    in ``sweep``, one trunk pass a mask serves all questions."""
+    canvas = scene.canvas.to(scene.model.dtype)
+    fill = fill.to(canvas)
+
+    def answers(batch: slice) -> Tensor:
+        blended = torch.lerp(fill, canvas, masks[batch].to(canvas)[:, None])
+        return classify(scene, pool(scene, blended))
+
+    return in_batches(scene, len(masks), answers)
 
 
 def pool(scene: Scene, canvases: Tensor) -> Tensor:
