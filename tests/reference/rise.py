@@ -18,18 +18,12 @@ def rise(
     answer: int,
     masks: list[np.ndarray],
     keep: float,
-    score: str = "probability",
     hidden: tuple[float, ...] = GREY,
 ) -> np.ndarray:
     """Equation 6: ``1 / (N p) sum_i f(I * M_i) M_i``."""
     total = np.zeros(canvas.shape[1:])
     for mask in masks:
-        values = logits(model, seen(canvas, mask, hidden), question)
-        f = {
-            "logit": values[answer],
-            "probability": softmax(values)[answer],
-            "log_probability": math.log(softmax(values)[answer]),
-        }[score]
+        f = softmax(logits(model, seen(canvas, mask, hidden), question))[answer]
         total += f * mask
     return total / (len(masks) * keep)
 

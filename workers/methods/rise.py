@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from schemas.arrays import ArraySpec
 from workers.errors import UserError
-from workers.methods.base import ImageMethod, Maps, Scene, Score, scores
+from workers.methods.base import ImageMethod, Maps, Scene, scores
 from workers.models.base import Geometry
 from workers.sweep import patches
 from workers.sweep.plain import masked
@@ -28,9 +29,9 @@ class RISE(ImageMethod):
     Where a mask is 0 the image shows ``patch``, by default the paper's zero after normalisation.
     """
 
-    score: Score = "probability"
-    """The paper's. The noise of a map is proportional to the mean score, which for the others may
-    be far from zero: they need more masks."""
+    score: Literal["probability"] = "probability"
+    """A map is a mean of the score itself, not of its changes: of one below zero, large magnitudes
+    would mean unimportant pixels."""
     masks: PositiveInt = 1000
     """N; the paper has 4000 or 8000, by model. The noise falls with its square root."""
     cells: int = Field(7, ge=2)
