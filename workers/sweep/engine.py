@@ -4,8 +4,9 @@ Three ways give the same logits: ``incremental`` recomputes only what a painted 
 ``dense`` runs the traced trunk on whole painted images, ``plain`` calls the model as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -16,11 +17,12 @@ from schemas.base import Frozen
 from workers.errors import UserError
 from workers.methods.base import Scene
 from workers.models.base import Capability, SplitModel, VQAModel
-from workers.sweep import plain
+from workers.sweep import machine, plain
 from workers.sweep.batches import in_batches
 from workers.sweep.cost import rates
 from workers.sweep.incremental import Group, Painter, run_group
 from workers.sweep.plain import Sweep, classify
+from workers.sweep.precision import Precision, arithmetic, check_precision, working_type
 from workers.sweep.program import Program
 from workers.sweep.schedule import Schedule, best_schedule, whole_live
 from workers.sweep.trace import Untraceable, trace
@@ -28,8 +30,11 @@ from workers.sweep.trial import Trial, check, time_ways
 from workers.sweep.windows import Windows, paint
 
 Way = Literal["incremental", "dense", "plain"]
-CHUNK_BYTES = 64 * 2**20
-"""On the CPU windows go through in batches of about this size: larger ones leave the caches."""
+WAYS: tuple[Way, ...] = ("plain", "dense", "incremental")
+CACHED_BYTES = 64 * 2**20
+"""On the CPU windows go through in batches of about this size; larger ones leave the caches."""
+SHARE = 4
+"""A batch takes at most this part of the free memory: a quarter."""
 
 
 class Choice(Frozen):
@@ -47,6 +52,15 @@ class Choice(Frozen):
     """Weights, clean maps and one batch of windows; None where the trunk cannot be looked into."""
 
 
+class Options(Frozen):
+    """What a recipe can ask of the engine."""
+
+    way: Way | Literal["auto"] = "auto"
+    precision: Precision = "float32"
+    batch: int = 32
+    """Whole images that go through at once; windows take as much memory."""
+
+
 class _Trunk(nn.Module):
     """A model's trunk as a module of its own."""
 
@@ -60,81 +74,89 @@ class _Trunk(nn.Module):
 
 @dataclass(eq=False)
 class Plan:
-    """What is prepared for one set of windows."""
+    """What is prepared for one set of windows. ``batch`` windows go through at once; it is halved
+    when the device runs out of memory."""
 
     choice: Choice
     schedule: Schedule | None = None
     groups: list[tuple[Group, Painter]] = field(default_factory=list)
     batch: int = 1
-    """Windows that go through at once; halved when the device runs out of memory."""
 
 
 class Engine:
     """A model, ready to be swept with any windows; what it learns it keeps."""
 
-    def __init__(
-        self, model: VQAModel, way: Way | Literal["auto"] = "auto", batch: int = 32
-    ) -> None:
+    def __init__(self, model: VQAModel, options: Options | None = None) -> None:
         self.model = model
-        self.way = way
-        self.batch = batch
-        self.plans: dict[Windows, Plan] = {}
-        self.program: Program | None = None
-        self.refusal = ""
-        if Capability.SPLIT not in model.provides:
-            self.refusal = "the model gives logits only, its trunk is out of reach"
-        elif way != "plain":
-            self._trace()
-        if way not in ("auto", "plain") and self.program is None:
+        self.options = options or Options()
+        self.refusal = "asked for"
+        self.plans: dict[tuple[Windows, float | None], Plan] = {}
+        check_precision(self.options.precision, model.device)
+
+    @property
+    def split(self) -> SplitModel:
+        assert isinstance(self.model, SplitModel)
+        return self.model
+
+    @cached_property
+    def exact(self) -> Program | None:
+        """The trunk's program in the model's own type; None, and ``refusal`` says why."""
+        if self.options.way == "plain" and self.options.precision == "float32":
+            return None
+        try:
+            return self._trace()
+        except Untraceable as reason:
+            self.refusal = str(reason)
+        if self.options.way not in ("auto", "plain") or self.options.precision == "bfloat16":
             raise UserError(
-                f"resources.engine {way} cannot sweep {type(model).__name__}: {self.refusal}; "
-                "use auto or plain."
+                f"{type(self.model).__name__} can be swept by plain calls in float32 only, because "
+                f"{self.refusal}; set resources.engine to auto and precision to float32."
             )
+        return None
 
     @torch.no_grad()
-    def _trace(self) -> None:
-        assert isinstance(self.model, SplitModel)
-        geometry = self.model.geometry
-        canvas = torch.zeros(
-            2,
-            3,
-            geometry.input_height,
-            geometry.input_width,
-            device=self.model.device,
-            dtype=self.model.dtype,
-        )
-        try:
-            program = trace(_Trunk(self.model), self.model.normalise(canvas))
-        except Untraceable as reason:
-            self.refusal = f"the trunk cannot be traced: {reason}"
-            return
-        self.program = program.to(self.model.device, self.model.dtype)
+    def _trace(self) -> Program:
+        if Capability.SPLIT not in self.model.provides:
+            raise Untraceable("the model gives logits only, its trunk is out of reach")
+        height, width = self.model.geometry.input_height, self.model.geometry.input_width
+        canvas = torch.zeros(2, 3, height, width, device=self.model.device, dtype=self.model.dtype)
+        program = trace(_Trunk(self.split), self.split.normalise(canvas))
+        return program.to(self.model.device, self.model.dtype)
 
-    # --- deciding -----------------------------------------------------------------------------
+    @cached_property
+    def program(self) -> Program:
+        """The program in the precision asked for."""
+        assert self.exact is not None
+        dtype = working_type(self.options.precision, self.model.dtype)
+        return self.exact if dtype == self.exact.dtype else self.exact.to(self.model.device, dtype)
 
-    def choice(self, windows: Windows) -> Choice:
+    # --- deciding -------------------------------------------------------------------------------
+
+    def choice(self, windows: Windows, bound: float | None = None) -> Choice:
         """How these windows will be swept."""
-        return self._plan(windows).choice
+        return self._plan(windows, bound).choice
 
-    def _plan(self, windows: Windows) -> Plan:
-        if windows not in self.plans:
-            self.plans[windows] = self._prepare(windows)
-        return self.plans[windows]
+    def _plan(self, windows: Windows, bound: float | None) -> Plan:
+        key = (windows, bound)
+        if key not in self.plans:
+            with arithmetic(self.options.precision), torch.inference_mode():
+                self.plans[key] = self._prepare(windows, bound)
+        return self.plans[key]
 
-    @torch.inference_mode()
-    def _prepare(self, windows: Windows) -> Plan:
-        if self.program is None:
-            return Plan(Choice(way="plain", reason=self.refusal or "asked for"))
-        assert isinstance(self.model, SplitModel)
-        device, dtype = self.model.device, self.model.dtype
-        schedule = best_schedule(self.program, windows, rates(device, dtype), dtype.itemsize)
-        plan = Plan(Choice(way="incremental", reason="asked for"), schedule, self._groups(schedule))
+    def _prepare(self, windows: Windows, bound: float | None) -> Plan:
+        if self.exact is None:
+            return Plan(Choice(way="plain", reason=self.refusal))
+        device, dtype = self.model.device, self.program.dtype
+        schedule = best_schedule(
+            self.exact, windows, rates(device, dtype), dtype.itemsize, bound=bound
+        )
+        plan = Plan(Choice(way="incremental", reason=""), schedule, self._groups(schedule))
         plan.batch = self._at_once(schedule)
-        trial = Trial(self.model, self.program, schedule, plan.groups)
-        fault = check(trial)
+        fault = "" if bound else check(Trial(self.split, self.exact, schedule, plan.groups))
         if fault:
             return Plan(Choice(way="plain", reason=fault))
-        plan.choice = self._decide(schedule, time_ways(trial))
+        seconds = time_ways(Trial(self.split, self.program, schedule, plan.groups))
+        plan.choice = self._decide(schedule, seconds, bound)
         return plan
 
     def _groups(self, schedule: Schedule) -> list[tuple[Group, Painter]]:
@@ -142,12 +164,19 @@ class Engine:
         device = self.model.device
         return [(g.to(device), g.painter(rectangles, device)) for g in schedule.groups]
 
-    def _decide(self, schedule: Schedule, seconds: Mapping[str, float]) -> Choice:
-        names: tuple[Way, ...] = ("plain", "dense", "incremental")
-        way: Way = min(names, key=lambda name: seconds[name]) if self.way == "auto" else self.way
+    def _decide(
+        self, schedule: Schedule, seconds: Mapping[str, float], bound: float | None
+    ) -> Choice:
+        way: Way = min(WAYS, key=lambda name: seconds[name])
+        if bound:
+            way = "incremental"
+        elif self.options.way != "auto":
+            way = self.options.way
+        if way == "plain" and self.options.precision != "float32":
+            way = "dense"
         return Choice(
             way=way,
-            reason="asked for" if self.way == way else _reason(way, schedule, seconds),
+            reason=_reason(schedule, seconds),
             speedup=seconds["plain"] / seconds[way],
             flop_ratio=schedule.flop_ratio if way == "incremental" else 1.0,
             seconds=seconds[way],
@@ -156,78 +185,109 @@ class Engine:
 
     def _peak_bytes(self, schedule: Schedule, way: Way) -> int:
         """Weights of the model and of its program, clean maps, and a batch at its fullest."""
-        program, itemsize = schedule.program, self.model.dtype.itemsize
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        held = self.options.batch * whole_live(schedule.program)
         if way == "incremental":
             held = schedule.clean_values + self._at_once(schedule) * schedule.live
-        else:
-            held = self.batch * whole_live(program)
-        return 2 * weights + held * itemsize
+        return 2 * weights + held * self.program.dtype.itemsize
 
     def _at_once(self, schedule: Schedule) -> int:
-        """Windows that weigh as much as a batch of whole images; on the CPU fewer, for the
-        caches."""
-        bytes_at_once = self.batch * whole_live(schedule.program) * self.model.dtype.itemsize
-        if self.model.device.type == "cpu":
-            bytes_at_once = min(bytes_at_once, CHUNK_BYTES)
-        return max(1, bytes_at_once // (schedule.live * self.model.dtype.itemsize))
+        """Windows that weigh as much as a batch of whole images, within a share of the memory that
+        is free; on the CPU no more than the caches like."""
+        device, itemsize = self.model.device, self.program.dtype.itemsize
+        room = self.options.batch * whole_live(schedule.program) * itemsize
+        room = min(room, machine.free_memory(device) // SHARE)
+        if device.type == "cpu":
+            room = min(room, CACHED_BYTES)
+        return max(1, room // (schedule.live * itemsize))
 
-    # --- sweeping -----------------------------------------------------------------------------
+    # --- sweeping -------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def sweep(self, scene: Scene, windows: Windows, fill: Tensor) -> Sweep:
-        """Logits of every question with each window showing ``fill (3, y, x)``."""
-        plan = self._plan(windows)
+    def sweep(
+        self,
+        scene: Scene,
+        windows: Windows,
+        fill: Tensor,
+        bound: float | None = None,
+        only: Sequence[int] | None = None,
+    ) -> Sweep:
+        """Logits of every question with each window showing ``fill (3, y, x)``.
+
+        ``only`` some windows, in the order given; ``bound`` limits how far a window may grow, as a
+        part of the map's side, which is no longer exact.
+        """
+        plan = self._plan(windows, bound)
+        chosen = list(range(len(windows)) if only is None else only)
         if plan.choice.way == "plain":
-            return plain.sweep(scene, windows, fill)
-        canvas, fill = (
-            image.to(scene.canvas.device, self.model.dtype) for image in (scene.canvas, fill)
-        )
-        if plan.choice.way == "dense":
-            return self._dense(scene, windows, canvas, fill)
-        return self._incremental(scene, plan, canvas, fill)
+            return plain.sweep(scene, windows, fill, chosen)
+        canvas = scene.canvas.to(self.model.device, self.model.dtype)
+        fill = fill.to(canvas)
+        with arithmetic(self.options.precision), torch.inference_mode():
+            if plan.choice.way == "dense":
+                return self._dense(scene, windows, canvas, fill, chosen)
+            return self._incremental(scene, plan, canvas, fill, chosen)
 
-    def _dense(self, scene: Scene, windows: Windows, canvas: Tensor, fill: Tensor) -> Sweep:
-        listed, split = list(windows), scene.split
-
+    def _dense(
+        self, scene: Scene, windows: Windows, canvas: Tensor, fill: Tensor, chosen: list[int]
+    ) -> Sweep:
         def pool(canvases: Tensor) -> Tensor:
-            assert self.program is not None
-            return split.pool(self.program(split.normalise(canvases)), scene.states)
+            return self._pool(scene, self.program(self._pixels(canvases)))
 
         pooled = in_batches(
-            scene, len(listed), lambda batch: pool(paint(canvas, listed[batch], fill))
+            scene,
+            len(chosen),
+            lambda batch: pool(paint(canvas, [windows[i] for i in chosen[batch]], fill)),
         )
         return Sweep(classify(scene, pool(canvas[None]))[0], classify(scene, pooled))
 
-    def _incremental(self, scene: Scene, plan: Plan, canvas: Tensor, fill: Tensor) -> Sweep:
+    def _incremental(
+        self, scene: Scene, plan: Plan, canvas: Tensor, fill: Tensor, chosen: list[int]
+    ) -> Sweep:
         assert plan.schedule is not None
-        program, split = plan.schedule.program, scene.split
-        pixels, fill = (
-            split.normalise(image[None]).contiguous(memory_format=torch.channels_last)
-            for image in (canvas, fill)
-        )
-        clean = program.run(pixels, plan.schedule.sources)
-        first = split.pool(clean[program.output], scene.states)
+        pixels, filled = self._pixels(canvas[None]), self._pixels(fill[None])
+        clean = self.program.run(pixels, plan.schedule.sources)
+        first = self._pool(scene, clean[self.program.output])
         pooled = first.new_empty(len(plan.schedule.windows), *first.shape[1:])
         for group, painter in plan.groups:
+            positions = torch.from_numpy(np.flatnonzero(np.isin(group.cells, chosen)))
 
-            def answer(chosen: slice, group: Group = group, painter: Painter = painter) -> Tensor:
-                painted = painter(chosen, pixels, fill)
-                features = run_group(group, chosen, painted, clean, program.output)
-                return split.pool(features, scene.states)
+            def answer(
+                batch: slice,
+                group: Group = group,
+                painter: Painter = painter,
+                positions: Tensor = positions,
+            ) -> Tensor:
+                rows = positions[batch].to(pixels.device)
+                painted = painter(rows, pixels, filled)
+                return self._pool(scene, run_group(group, rows, painted, clean, self.program))
 
-            pooled[group.cells] = in_batches(scene, len(group.cells), answer, plan)
-        return Sweep(classify(scene, first)[0], classify(scene, pooled))
+            if len(positions):
+                cells = torch.from_numpy(group.cells)[positions]
+                pooled[cells] = in_batches(scene, len(positions), answer, plan)
+        return Sweep(classify(scene, first)[0], classify(scene, pooled[chosen]))
+
+    def _pixels(self, canvases: Tensor) -> Tensor:
+        pixels = self.split.normalise(canvases).to(self.program.dtype)
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def _pool(self, scene: Scene, features: Tensor) -> Tensor:
+        return self.split.pool(features.to(self.model.dtype), scene.states)
 
 
-def _reason(way: Way, schedule: Schedule, seconds: Mapping[str, float]) -> str:
+def _reason(schedule: Schedule, seconds: Mapping[str, float]) -> str:
     times = ", ".join(f"{name} {value:.2f} s" for name, value in seconds.items())
-    groups = len(schedule.groups)
-    return f"fastest of {times} an image; windows in {groups} groups"
+    mixing = [step for step in schedule.program.steps if step.operation.mixes]
+    where = f"; whole maps from {mixing[0].value} on" if mixing else ""
+    return f"measured an image: {times}; windows in {len(schedule.groups)} groups{where}"
 
 
-def sweep(scene: Scene, windows: Windows, fill: Tensor) -> Sweep:
+def sweep(
+    scene: Scene,
+    windows: Windows,
+    fill: Tensor,
+    bound: float | None = None,
+    only: Sequence[int] | None = None,
+) -> Sweep:
     """By the scene's engine; by plain calls of the model where it has none."""
-    if scene.engine is None:
-        return plain.sweep(scene, windows, fill)
-    return scene.engine.sweep(scene, windows, fill)
+    engine = scene.engine or Engine(scene.model, Options(way="auto" if bound else "plain"))
+    return engine.sweep(scene, windows, fill, bound, only)

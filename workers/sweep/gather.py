@@ -28,10 +28,10 @@ class Gather:
     def to(self, device: torch.device) -> "Gather":
         return replace(self, table=self.table.to(device))
 
-    def __call__(self, clean: Tensor, changed: Tensor | None, chosen: slice) -> Tensor:
+    def __call__(self, clean: Tensor, changed: Tensor | None, rows: Tensor) -> Tensor:
         """``clean (1, channel, y, x)``, ``changed (n, channel, h, w)`` or None -> ``(n, channel,
-        *extent)`` for the chosen rows of the table; channels-last."""
-        table = self.table[chosen]
+        *extent)`` for n rows of the table; channels-last."""
+        table = self.table[rows]
         _, channels, *_ = clean.shape
         shape = (len(table), *self.extent, channels)
         out = torch.empty(shape, dtype=clean.dtype, device=clean.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workers.sweep.gather import Gather, table_of
-from workers.sweep.intervals import Intervals, Windows1d, hull, through
+from workers.sweep.intervals import Intervals, Windows1d, bounded, hull, through
 from workers.sweep.operations import HERE
 from workers.sweep.program import INPUT, Program, Step
 
@@ -16,12 +16,17 @@ Axis = dict[str, Intervals]
 """A value's changed interval along one axis, for each row (or column) of painted windows."""
 
 
-def spread(program: Program, painted: Intervals, axis: int) -> Axis:
-    """Changed intervals of every map along ``axis`` (0 rows, 1 columns)."""
+def spread(program: Program, painted: Intervals, axis: int, bound: float | None = None) -> Axis:
+    """Changed intervals of every map along ``axis`` (0 rows, 1 columns), cut to ``bound`` times its
+    size where there is a bound."""
     changed = {INPUT: painted}
     for step in program.steps:
         if step.value in program.shapes:
-            changed[step.value] = _changed(program, step, changed, axis)
+            intervals = _changed(program, step, changed, axis)
+            if bound is not None:
+                size = program.shapes[step.value][1 + axis]
+                intervals = bounded(intervals, max(1, round(bound * size)))
+            changed[step.value] = intervals
     return _aligned(program, changed)
 
 
@@ -105,10 +110,11 @@ class Painter:
     rectangles: Tensor
     """``(n, 4)``: top, bottom, left, right of what is painted."""
 
-    def __call__(self, chosen: slice, pixels: Tensor, fill: Tensor) -> Tensor:
-        """``pixels`` and ``fill (1, 3, y, x)`` -> ``(n, 3, *size)``, channels-last."""
-        top, left = self.corners[chosen].T
-        own = self.rectangles[chosen, :, None, None]
+    def __call__(self, rows: Tensor, pixels: Tensor, fill: Tensor) -> Tensor:
+        """``pixels`` and ``fill (1, 3, y, x)`` -> ``(n, 3, *size)``, channels-last, for these of
+        the group's windows."""
+        top, left = self.corners[rows].T
+        own = self.rectangles[rows, :, None, None]
         steps = torch.arange(max(self.size), device=top.device)
         y = top[:, None, None] + steps[: self.size[0], None]
         x = left[:, None, None] + steps[: self.size[1]]
@@ -160,8 +166,10 @@ class Spread:
     columns: Axis
 
     @classmethod
-    def of(cls, program: Program, rows: Intervals, columns: Intervals) -> "Spread":
-        return cls(program, spread(program, rows, 0), spread(program, columns, 1))
+    def of(
+        cls, program: Program, rows: Intervals, columns: Intervals, bound: float | None = None
+    ) -> "Spread":
+        return cls(program, spread(program, rows, 0, bound), spread(program, columns, 1, bound))
 
     def group(self, rows: np.ndarray, columns: np.ndarray, dense_from: int) -> Group:
         """The windows of these painted rows and columns; whole maps from step ``dense_from`` on."""
@@ -291,30 +299,30 @@ class _Planner:
 
 
 def run_group(
-    group: Group, chosen: slice, painted: Tensor, clean: Mapping[str, Tensor], output: str
+    group: Group, rows: Tensor, painted: Tensor, clean: Mapping[str, Tensor], program: Program
 ) -> Tensor:
-    """Whole output maps of the chosen windows of a group, from their painted pixels."""
+    """Whole output maps of some windows of a group, from their painted pixels."""
     values: dict[str, Tensor] = {INPUT: painted}
     for action in group.actions:
-        operands = list(_operands(action, chosen, values, clean, len(painted)))
+        operands = list(_operands(action, rows, values, clean, len(painted)))
         values[action.step.value] = action.step.operation(operands, action.padded)
         del operands
         for name in action.dead:
             values.pop(name, None)
-    result = values[output]
-    return result if group.last is None else group.last(clean[output], result, chosen)
+    result = values[program.output]
+    return result if group.last is None else group.last(clean[program.output], result, rows)
 
 
 def _operands(
     action: Action,
-    chosen: slice,
+    rows: Tensor,
     values: Mapping[str, Tensor],
     clean: Mapping[str, Tensor],
     count: int,
 ) -> Iterator[Tensor | int]:
     for name, gather in zip(action.step.operands, action.gathers, strict=True):
         if gather is not None:
-            yield gather(clean[name], values.get(name), chosen)
+            yield gather(clean[name], values.get(name), rows)
         else:
             yield values.get(name, count)
 

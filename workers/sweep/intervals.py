@@ -1,8 +1,8 @@
 """Interval arithmetic along one image axis: which positions of a layer a painted interval changes.
 
-The algebra of Nakandala, Nagrecha, Kumar and Papakonstantinou 2019 ("Incremental and Approximate
-Inference for Faster Occlusion-based Deep CNN Explanations", SIGMOD, section 4), for any kernel,
-stride, padding and dilation.
+The algebra of Nakandala, Kumar and Papakonstantinou 2019 ("Incremental and Approximate Inference
+for Faster Occlusion-based Deep CNN Explanations", SIGMOD), for any kernel, stride, padding and
+dilation.
 """
 
 from collections.abc import Sequence
@@ -73,6 +73,14 @@ def hull(parts: Sequence[Intervals]) -> Intervals:
         np.minimum.reduce([part.start for part in parts]),
         np.maximum.reduce([part.stop for part in parts]),
     )
+
+
+def bounded(x: Intervals, longest: int) -> Intervals:
+    """The middle ``longest`` positions of each interval (Nakandala et al. 2019, "projective
+    field thresholding"): what lies farther out is taken as unchanged."""
+    length = np.minimum(x.stop - x.start, longest)
+    start = x.start + (x.stop - x.start - length) // 2
+    return Intervals(start, start + length)
 
 
 class Windows1d(NamedTuple):

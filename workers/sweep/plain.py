@@ -1,5 +1,6 @@
 """The plain sweep: every changed canvas goes through the whole model, once for all questions."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,13 +23,15 @@ class Sweep(NamedTuple):
 
 
 @torch.no_grad()
-def sweep(scene: Scene, windows: Windows, fill: Tensor) -> Sweep:
-    """Logits of every question with each window showing ``fill (3, y, x)``, 0..255 as the canvas.
+def sweep(scene: Scene, windows: Windows, fill: Tensor, only: Sequence[int] | None = None) -> Sweep:
+    """Logits of every question with each window (or ``only`` some) showing ``fill (3, y, x)``,
+    0..255 as the canvas.
 
     The trunk of a late-fusion model sees each painted canvas once, whatever is asked about it.
     Sums in float32 differ with the batch's size: compare maps with a tolerance, never bitwise.
     """
     canvas, listed = scene.canvas.to(scene.model.dtype), list(windows)
+    listed = listed if only is None else [listed[i] for i in only]
     fill = fill.to(canvas)
     pooled = in_batches(
         scene, len(listed), lambda batch: pool(scene, paint(canvas, listed[batch], fill))

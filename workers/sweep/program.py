@@ -32,11 +32,12 @@ class Program:
     shapes: dict[str, tuple[int, int, int]]
     constants: dict[str, Tensor] = field(default_factory=dict)
     """``(1, channel or 1, y, x)``: a map of divisors, a positional encoding."""
+    dtype: torch.dtype = torch.float32
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Program":
         steps = tuple(replace(s, operation=s.operation.to(device, dtype)) for s in self.steps)
         constants = {name: value.to(device, dtype) for name, value in self.constants.items()}
-        return replace(self, steps=steps, constants=constants)
+        return replace(self, steps=steps, constants=constants, dtype=dtype)
 
     @property
     def last_uses(self) -> list[tuple[str, ...]]:

@@ -70,9 +70,12 @@ def whole_live(program: Program) -> int:
     return Spread.of(program, side, side).group(np.array([0]), np.array([0]), 0).live
 
 
-def best_schedule(program: Program, windows: Windows, rates: Rates, itemsize: int) -> Schedule:
-    """The schedule that the cost model finds fastest."""
-    spread = Spread.of(program, Intervals.of(windows.rows), Intervals.of(windows.columns))
+def best_schedule(
+    program: Program, windows: Windows, rates: Rates, itemsize: int, bound: float | None = None
+) -> Schedule:
+    """The schedule that the cost model finds fastest; ``bound`` limits the windows' growth."""
+    rows, columns = Intervals.of(windows.rows), Intervals.of(windows.columns)
+    spread = Spread.of(program, rows, columns, bound)
     tried = [_schedule(spread, windows, rates, itemsize, g) for g in _sensible(windows)]
     return min(tried, key=lambda schedule: schedule.modelled_seconds)
 

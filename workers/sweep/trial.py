@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from workers.sweep.program import Program
 from workers.sweep.schedule import Schedule
 from workers.sweep.windows import paint
 
-TOLERANCE = 1e-3
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Largest difference of a feature, in units of the largest feature, that counts as rounding; two
 plain float32 passes of a deep trunk differ by 1e-4."""
 WINDOWS = 8
@@ -30,7 +31,7 @@ class Trial:
     schedule: Schedule
     groups: Sequence[tuple[Group, Painter]]
 
-    @property
+    @cached_property
     def canvas(self) -> Tensor:
         """Noise ``(3, y, x)``, the same everywhere."""
         geometry = self.model.geometry
@@ -42,45 +43,47 @@ class Trial:
     def fill(self) -> Tensor:
         return self.canvas.flip(2)
 
-    def normalised(self, image: Tensor) -> Tensor:
-        pixels = self.model.normalise(image[None])
-        return pixels.contiguous(memory_format=torch.channels_last)
-
-    def features(self, group: Group, painter: Painter, chosen: slice, clean: dict) -> Tensor:
-        painted = painter(chosen, self.normalised(self.canvas), self.normalised(self.fill))
-        return run_group(group, chosen, painted, clean, self.program.output)
-
-    @property
+    @cached_property
     def clean(self) -> dict[str, Tensor]:
-        return self.program.run(self.normalised(self.canvas), self.schedule.sources)
+        return self.program.run(self._pixels(self.canvas), self.schedule.sources)
+
+    def features(self, group: Group, painter: Painter, rows: Tensor) -> Tensor:
+        """Of these windows of a group, by the program."""
+        painted = painter(rows, self._pixels(self.canvas), self._pixels(self.fill))
+        return run_group(group, rows, painted, self.clean, self.program)
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        pixels = self.model.normalise(image[None]).to(self.program.dtype)
+        return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def check(trial: Trial) -> str:
-    """Why the traced trunk cannot be trusted, or nothing: painted windows of the first, a middle
-    and the last group are compared with the model itself."""
-    clean = trial.clean
-    windows = trial.schedule.windows
-    for group, painter in {
-        id(g): g for g in trial.groups[:: max(1, len(trial.groups) // 2)]
-    }.values():
-        last = len(group.cells) - 1
-        chosen = slice(last, last + 1)
-        ours = trial.features(group, painter, chosen, clean)
-        canvas = paint(trial.canvas, [windows[int(group.cells[last])]], trial.fill)
-        theirs = trial.model.trunk(trial.model.normalise(canvas))
-        difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
-        if not difference <= TOLERANCE:
+    """Why the traced trunk cannot be trusted, or nothing: one window of the first, the middle and
+    the last group are compared with the model itself."""
+    for number in sorted({0, len(trial.groups) // 2, len(trial.groups) - 1}):
+        difference = _difference(trial, *trial.groups[number])
+        tolerance = TOLERANCE.get(trial.model.dtype, 1e-2)
+        if not difference <= tolerance:
             return (
                 f"the traced trunk differs from the model by {difference:.1e} of the largest "
-                f"feature, more than rounding ({TOLERANCE})"
+                f"feature, more than rounding ({tolerance})"
             )
     return ""
+
+
+def _difference(trial: Trial, group: Group, painter: Painter) -> float:
+    """Of the group's last window, in units of the largest feature."""
+    last = len(group.cells) - 1
+    ours = trial.features(group, painter, torch.tensor([last], device=trial.model.device))
+    window = trial.schedule.windows[int(group.cells[last])]
+    theirs = trial.model.trunk(trial.model.normalise(paint(trial.canvas, [window], trial.fill)))
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
 
 
 def time_ways(trial: Trial) -> dict[str, float]:
     """Seconds of one image's sweep each way, from a few windows; measured once a machine."""
     names = ("plain", "dense", "incremental")
-    keys = [f"{trial.schedule.signature} {name}" for name in names]
+    keys = [f"{trial.schedule.signature} {trial.program.dtype} {name}" for name in names]
     device = trial.model.device
     known = machine.recall(device)
     if not all(key in known for key in keys):
@@ -94,11 +97,11 @@ def _timed(trial: Trial) -> tuple[float, float, float]:
     proportion to its multiply-adds."""
     total, device = len(trial.schedule.windows), trial.model.device
     canvases = trial.model.normalise(trial.canvas.expand(2, -1, -1, -1))
+    working = canvases.to(trial.program.dtype)
     plain = seconds(lambda: trial.model.trunk(canvases), device, 2) / len(canvases)
-    dense = seconds(lambda: trial.program(canvases), device, 2) / len(canvases)
-    clean = trial.clean
+    dense = seconds(lambda: trial.program(working), device, 2) / len(canvases)
     group, painter = max(trial.groups, key=lambda pair: pair[0].macs * len(pair[0].cells))
-    chosen = slice(0, WINDOWS)
-    spent = seconds(lambda: trial.features(group, painter, chosen, clean), device, 2)
-    rate = group.macs * len(group.cells[chosen]) / spent
+    rows = torch.arange(min(WINDOWS, len(group.cells)), device=device)
+    spent = seconds(lambda: trial.features(group, painter, rows), device, 2)
+    rate = group.macs * len(rows) / spent
     return total * plain, total * dense, dense + trial.schedule.macs / rate
