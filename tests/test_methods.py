@@ -31,7 +31,6 @@ MATRIX = [(trunk, "attention") for trunk in nets.TRUNKS]
 MATRIX += [("plain", "pooled"), ("functional", "pooled"), ("resnet", "pooled")]
 RULES = {Saliency: "saliency", Deconvnet: "deconvnet", GuidedBackprop: "guided"}
 GRADIENT_METHODS = (*RULES, GradCam, GuidedGradCam)
-IMAGE_METHODS = (*GRADIENT_METHODS, Occlusion, RISE, Attention)
 SCORES = ("probability", "logit", "log_probability")
 
 
@@ -57,9 +56,16 @@ def per_row(scene: Scene, reference: Callable[..., object], *args: object) -> np
     return np.array([reference(scene.model, scene.canvas, *pair, *args) for pair in asked])
 
 
-def image_method(method: type[ImageMethod]) -> ImageMethod:
+def sliding() -> Occlusion:
+    return Occlusion(window=(10, 8), stride=(7, 5))
+
+
+def image_method(method: Callable[[], ImageMethod]) -> ImageMethod:
     small = {Occlusion: {"grid": 5}, RISE: {"masks": 20, "cells": 3}}
     return method(**small.get(method, {}))
+
+
+IMAGE_METHODS = (*GRADIENT_METHODS, Occlusion, sliding, RISE, Attention)
 
 
 @pytest.mark.parametrize("method", RULES)
@@ -133,6 +139,8 @@ def test_strided_occlusion_equals_reference(
     arrays = Occlusion(window=window, stride=stride).explain(scene).arrays
     close(arrays["drop"], occlusion_reference(scene, covers, occlusion.drop))
     close(arrays["log_drop"], occlusion_reference(scene, covers, occlusion.log_drop))
+    wanted = [occlusion.per_pixel(drop, *covers) for drop in arrays["drop"]]
+    close(arrays["map"], np.array(wanted))
 
 
 FILLS: dict[str, tuple[dict[str, object], Callable[[Tensor], Tensor]]] = {

@@ -120,7 +120,10 @@ def test_stored_parameters_state_every_default_and_give_the_method_back(
 )
 def test_passes_are_the_windows(options: dict[str, object], shape: tuple[int, int]) -> None:
     method, geometry = Occlusion(**options), Geometry(input_height=56, input_width=70)
-    assert [spec.shape for spec in method.arrays(geometry)] == [shape] * 3
+    specs = {spec.name: spec.shape for spec in method.arrays(geometry)}
+    pixels = {"map": (56, 70)} if "window" in options else {}
+    assert specs == dict.fromkeys(("drop", "log_drop", "top_answer"), shape) | pixels
+    assert method.primary == ("map" if "window" in options else "drop")
     assert method.passes(geometry) == shape[0] * shape[1]
 
 

@@ -127,3 +127,17 @@ def drop(clean: np.ndarray, occluded: np.ndarray, answer: int) -> np.ndarray:
 def log_drop(clean: np.ndarray, occluded: np.ndarray, answer: int) -> np.ndarray:
     logs = np.log(np.apply_along_axis(softmax, -1, occluded)[..., answer])
     return np.log(softmax(clean)[answer]) - logs
+
+
+def per_pixel(drops: np.ndarray, rows: Cover, columns: Cover) -> np.ndarray:
+    """Every pixel the mean drop of the windows that cover it."""
+    result = np.zeros((max(map(max, rows)) + 1, max(map(max, columns)) + 1))
+    for y, x in np.ndindex(*result.shape):
+        covering = [
+            drops[i, j]
+            for i, inside_y in enumerate(rows)
+            for j, inside_x in enumerate(columns)
+            if y in inside_y and x in inside_x
+        ]
+        result[y, x] = sum(covering) / len(covering)
+    return result

@@ -191,10 +191,13 @@ class Method(Frozen, ABC):
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGITS})
     kind: ClassVar[Literal["image", "words"]] = "image"
-    primary: ClassVar[str] = "map"
-    """The array that metrics and pictures use."""
     score: Score = "logit"
     """What is explained: probability, logit or log_probability."""
+
+    @property
+    def primary(self) -> str:
+        """The array that metrics and pictures use; its cells divide the input evenly."""
+        return "map"
 
     def passes(self, geometry: Geometry) -> int:
         """Trunk forward passes an image costs beyond the clean one."""

@@ -1,6 +1,6 @@
 """Occlusion: how much an answer's score drops when a part of the image is painted over."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
@@ -12,7 +12,7 @@ from workers.models.base import Geometry
 from workers.sweep import patches
 from workers.sweep.engine import sweep
 from workers.sweep.plain import Sweep
-from workers.sweep.windows import Windows, grid_windows, strided_windows
+from workers.sweep.windows import Windows, grid_windows, spread, strided_windows
 
 Pixels = Annotated[
     tuple[PositiveInt, PositiveInt],
@@ -29,9 +29,10 @@ class Occlusion(ImageMethod):
     ``(row, y, x)`` over the windows; ``top_answer (question, y, x)``, the answer each painted
     image gets. The windows are a grid's cells, which cover each pixel once (a side that the grid
     does not divide has cells that differ by one pixel), or slide by a stride and may overlap.
+    Sliding windows do not divide the image evenly, so there is also ``map (row, y, x)`` at the
+    input's pixels, the mean drop of the windows that cover each, as in Captum.
     """
 
-    primary: ClassVar[str] = "drop"
     score: Score = "probability"
     grid: PositiveInt | None = None
     """Cells along each side; 16 where no window is given."""
@@ -75,14 +76,21 @@ class Occlusion(ImageMethod):
                 raise ValueError(f"{name} needs {needed}; add that or remove {name}")
         return self
 
+    @property
+    def primary(self) -> str:
+        return "drop" if self.window is None else "map"
+
     def arrays(self, geometry: Geometry) -> tuple[ArraySpec, ...]:
-        dims = ("y", "x")
-        shape = self._windows(geometry.input_height, geometry.input_width).shape
-        return (
+        dims, sides = ("y", "x"), (geometry.input_height, geometry.input_width)
+        shape = self._windows(*sides).shape
+        over_windows = (
             ArraySpec(name="drop", dims=dims, shape=shape),
             ArraySpec(name="log_drop", dims=dims, shape=shape),
             ArraySpec(name="top_answer", dims=dims, shape=shape, dtype="int32", per_target=False),
         )
+        if self.window is None:
+            return over_windows
+        return (*over_windows, ArraySpec(name="map", dims=dims, shape=sides, pixels=True))
 
     def passes(self, geometry: Geometry) -> int:
         return len(self._windows(geometry.input_height, geometry.input_width))
@@ -96,7 +104,10 @@ class Occlusion(ImageMethod):
             "log_drop": self._drops(scene, swept, "log_probability"),
             "top_answer": swept.painted.argmax(-1).T.to(torch.int32),
         }
-        return Maps.of({name: array.unflatten(1, windows.shape) for name, array in arrays.items()})
+        arrays = {name: array.unflatten(1, windows.shape) for name, array in arrays.items()}
+        if self.window is not None:
+            arrays["map"] = spread(windows, arrays["drop"])
+        return Maps.of(arrays)
 
     def _windows(self, height: int, width: int) -> Windows:
         if self.grid is not None:

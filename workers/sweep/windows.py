@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from workers.errors import UserError
@@ -83,6 +84,21 @@ def strided_windows(
         for side, window, step in zip((height, width), size, stride, strict=True)
     )
     return Windows(rows, columns)
+
+
+def spread(windows: Windows, values: Tensor) -> Tensor:
+    """Of each pixel the mean value of the windows that cover it, as Captum's Occlusion has it:
+    ``values (n, *windows.shape)`` -> ``(n, y, x)``."""
+    rows, columns = (_cover(side).to(values) for side in (windows.rows, windows.columns))
+    total = torch.einsum("nij,iy,jx->nyx", values, rows, columns)
+    return total / torch.outer(rows.sum(0), columns.sum(0))
+
+
+def _cover(intervals: Sequence[Interval]) -> Tensor:
+    """``(interval, pixel)``, 1 inside and 0 outside, up to where the last one ends."""
+    pixels = torch.arange(intervals[-1][1])
+    starts, ends = torch.tensor(intervals).T[:, :, None]
+    return (starts <= pixels) & (pixels < ends)
 
 
 def paint(canvas: Tensor, windows: Sequence[Window], fill: Tensor) -> Tensor:
