@@ -6,23 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.progress import clock
 from schemas.config import RunConfig
 from schemas.example import Example
+from schemas.fidelity import Fidelity
 from schemas.shard import Shard, Task, by_image, partition
 from workers import catalog
 from workers.datasets.base import BadRecord
 from workers.errors import UserError
 from workers.evaluate import HUMAN
 from workers.explain import stored_specs
+from workers.fidelity import engine_options, measure
 from workers.methods.base import ImageMethod, Method
 from workers.models.base import VQAModel
 from workers.models.digest import weights_digest
-from workers.probe import forward_seconds
+from workers.probe import forward_seconds, threads
 from workers.store import Definition, RunRecord, Store, array_shape
+from workers.sweep.engine import Choice, Engine
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Plan:
     backward_per_example: int
     """Trunk backward passes for one target; a wrong answer has a second one."""
     seconds_per_pass: float
+    choices: dict[str, list[Choice]]
+    """How each method's sweeps will run."""
+    fidelity: list[Fidelity]
+    """Of the methods that are not exact, measured now or when the run began."""
 
     @property
     def examples(self) -> int:
@@ -61,10 +69,13 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Estimated wall time of what is left, from passes timed on this machine; a backward
-        pass is taken for two forward ones."""
-        passes = self.passes + 2 * self.backward_passes
-        return passes * self.seconds_per_pass / self.config.resources.workers
+        """Estimated wall time of what is left, from passes and sweeps timed on this machine; a
+        backward pass is taken for two forward ones."""
+        timed = [c for choices in self.choices.values() for c in choices if c.seconds is not None]
+        swept = sum(choice.passes for choice in timed)
+        rest = self.images_to_do * (self.passes_per_image - swept) + 2 * self.backward_passes
+        sweeping = self.images_to_do * sum(choice.seconds or 0 for choice in timed)
+        return (rest * self.seconds_per_pass + sweeping) / self.config.resources.workers
 
     @property
     def backward_passes(self) -> int:
@@ -80,6 +91,14 @@ class Plan:
             f"{before}to explain: {self.examples_to_do:,} examples on {self.images_to_do:,} "
             f"images, {self.passes:,} trunk passes, about {clock(self.seconds)}"
         )
+
+    @property
+    def sweeps(self) -> list[str]:
+        """One line for each sweep and each inexact method."""
+        lines = [
+            f"{label}: {choice}" for label, choices in self.choices.items() for choice in choices
+        ]
+        return [*lines, *map(str, self.fidelity)]
 
     @property
     def stored_bytes(self) -> int:
@@ -106,7 +125,6 @@ def make_plan(config: RunConfig, out: Path | None) -> Plan:
     definitions = method_definitions(config, methods, model)
     store = Store(out) if out is not None else None
     tasks = _todo(shards, [d.label for d in definitions], store)
-    resources = config.resources
     return Plan(
         config=config,
         record=_record(config, examples, shards, model),
@@ -118,10 +136,34 @@ def make_plan(config: RunConfig, out: Path | None) -> Plan:
         backward_per_example=len(
             frozenset().union(*(m.backward_passes() for m in methods.values()))
         ),
-        seconds_per_pass=forward_seconds(model, resources.batch, resources.threads)
-        if tasks
-        else 0.0,
+        **_measured(config, model, methods, examples, store, bool(tasks)),
     )
+
+
+def _measured(
+    config: RunConfig,
+    model: VQAModel,
+    methods: dict[str, Method],
+    examples: Sequence[Example],
+    store: Store | None,
+    anything: bool,
+) -> dict[str, Any]:
+    """Times and fidelity, as far as there is anything to do and they are not known."""
+    if not anything:
+        return {"seconds_per_pass": 0.0, "choices": {}, "fidelity": []}
+    known = store.fidelity() if store is not None and store.exists else {}
+    unknown = {label: m for label, m in methods.items() if label not in known}
+    engine = Engine(model, engine_options(config))
+    geometry = model.geometry
+    with threads(config.resources.threads):
+        return {
+            "seconds_per_pass": forward_seconds(model, config.resources.batch),
+            "choices": {
+                label: [engine.choice(request) for request in method.sweeps(geometry)]
+                for label, method in methods.items()
+            },
+            "fidelity": [*known.values(), *measure(config, model, unknown, examples)],
+        }
 
 
 def check_capabilities(methods: dict[str, Method], model: VQAModel) -> None:

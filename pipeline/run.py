@@ -45,6 +45,7 @@ def run(config: RunConfig, out: Path, retry_failed: bool = False) -> Result:
     store.create(plan.record)
     with lock(out):
         store.define(plan.definitions)
+        store.record_fidelity(plan.fidelity)
         store.recover()
         if retry_failed:
             discard_failed(store)
@@ -52,6 +53,8 @@ def run(config: RunConfig, out: Path, retry_failed: bool = False) -> Result:
         store.record_bad([_bad_row(record) for record in plan.bad_records])
         if plan.tasks:
             console.print(plan.summary)
+            for line in plan.sweeps:
+                console.print(line, soft_wrap=True)
         job = Job(Explainer, (config, str(out.resolve())), partial(after_crash, store))
         _work("explain", job, plan.tasks, config, out)
     return Result(len(plan.tasks), failed_examples(out))

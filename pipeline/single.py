@@ -18,11 +18,15 @@ from workers.explain import explain_scene, wants_gradients
 from workers.images import decode
 from workers.methods.base import Maps, Method, Scene, WordScores
 from workers.models.base import VQAModel
+from workers.probe import forward_seconds
 from workers.questions import check_question
+from workers.sweep.engine import Engine
 
 LIMITS = Limits()
-METHODS = tuple(name for name in catalog.METHODS if name not in BASELINES)
-"""Every method but the baselines."""
+METHODS = tuple(name for name in catalog.METHODS if name not in (*BASELINES, "rise"))
+"""Every method but the baselines and RISE's thousand passes."""
+WORTH_SECONDS = 10
+"""A sweep shorter than this is over before an engine is ready."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,9 @@ def explain(
     check_capabilities(chosen, built)
     scene, frame = _scene(built, image, question, answer)
     scene.gradients = wants_gradients(chosen.values())
+    passes = sum(method.passes(built.geometry) for method in chosen.values())
+    if passes * forward_seconds(built, scene.batch) > WORTH_SECONDS:
+        scene.engine = Engine(built)
     results = {label: explain_scene(method, scene) for label, method in chosen.items()}
     last = len(scene.rows) - 1
     return Explanation(

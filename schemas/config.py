@@ -41,7 +41,11 @@ class Resources(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gpus_per_worker: float = Field(0.0, ge=0)
     batch: int = Field(32, ge=1)
-    """Images that go through the trunk at once; halved when the device runs out of memory."""
+    """Whole images that go through the trunk at once, or windows that take as much memory; within
+    a quarter of the memory that is free, and halved when the device runs out all the same."""
+    engine: Literal["auto", "incremental", "dense", "plain"] = "auto"
+    """How occlusion is swept: ``incremental`` recomputes what a window changes, ``dense`` and
+    ``plain`` whole images by the traced trunk or the model itself; ``auto`` takes the fastest."""
     address: str | None = None
     """A running Ray cluster; none starts a local one."""
 
@@ -55,6 +59,9 @@ class RunConfig(Frozen):
     """Label -> options; ``method: NAME`` gives one method two labels with different options."""
     metrics: dict[str, dict[str, Any]] = Field({"rank_correlation": {}, "tang_yuan": {}})
     targets: tuple[Literal["predicted", "truth"], ...] = Field(("predicted", "truth"), min_length=1)
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Arithmetic of the sweeps' trunk passes. With another than float32 (the model's own) the run
+    measures and records how far its maps are from the exact ones."""
     seed: int = 0
     """Seeds the shuffled-human baseline and the bootstrap."""
     limits: Limits = Limits()

@@ -60,6 +60,10 @@ class MapRow(Frozen):
     minimum: float | None
     maximum: float | None
     mean: float | None
+    approximation: str | None
+    """What makes the map differ from the exact float32 one; null where nothing does."""
+    fidelity: float | None
+    """Rank correlation of the method's maps to the exact ones, the mean over a sample."""
     scale: float
     """A stored value times the scale is the value (1 unless pixel maps are float16)."""
     seconds: float | None

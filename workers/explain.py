@@ -16,12 +16,14 @@ from schemas.frame import Frame
 from schemas.shard import Task, by_image
 from workers import catalog
 from workers.errors import BadExample
+from workers.fidelity import approximation, engine_options
 from workers.images import decode
-from workers.ledger import Entry, Ledger
+from workers.ledger import Entry, Inexact, Ledger
 from workers.methods.base import ImageMethod, Maps, Method, Row, Scene, WordMethod, WordScores
 from workers.models.base import Capability, Tokens, VQAModel
 from workers.questions import check_question
 from workers.store import Store
+from workers.sweep.engine import Engine
 
 Result = TypeVar("Result")
 Asked = Sequence[tuple[Example, Tokens]]
@@ -51,11 +53,21 @@ class Explainer:
             catalog.pick_device(config.resources.device)
         )
         self.methods = catalog.methods(config.methods)
+        self.engine = Engine(self.model, engine_options(config))
+        self.inexact = self._inexact()
+
+    def _inexact(self) -> dict[str, Inexact]:
+        measured = self.store.fidelity()
+        return {
+            label: Inexact(name, measured[label].rank_correlation if label in measured else None)
+            for label, method in self.methods.items()
+            if (name := approximation(self.config, method, self.model))
+        }
 
     def run(self, task: Task) -> Report:
         """Explain every example of a shard by the task's methods, and commit."""
         start = time.perf_counter()
-        ledger = Ledger(task, self.model, self.methods, self.targets)
+        ledger = Ledger(task, self.model, self.methods, self.targets, self.inexact)
         if not self.store.attempt("explain", task.shard.number, task.labels).decided:
             self._explain(ledger)
         return Report(
@@ -148,6 +160,7 @@ class Explainer:
             truths=[self.model.answer_index(example.truth) for example, _ in asked],
             targets=self.targets,  # type: ignore[arg-type]
             batch=self.config.resources.batch,
+            engine=self.engine,
             gradients=wants_gradients(self.methods[label] for label in labels),
         )
 

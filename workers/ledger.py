@@ -31,6 +31,14 @@ class Entry:
     reason: str | None = None
 
 
+@dataclass(frozen=True)
+class Inexact:
+    """What makes a method's maps approximate, and their measured fidelity."""
+
+    approximation: str | None = None
+    fidelity: float | None = None
+
+
 @dataclass
 class Ledger:
     """Arrays and rows of one task. Every example ends with its rows, failed ones too."""
@@ -39,6 +47,8 @@ class Ledger:
     model: VQAModel
     methods: Mapping[str, Method]
     targets: Sequence[str]
+    inexact: Mapping[str, Inexact] = field(default_factory=dict)
+    """By label; a label that is not here has exact maps."""
     specs: dict[tuple[str, str], ArraySpec] = field(default_factory=dict)
     arrays: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     examples: dict[int, ExampleRow] = field(default_factory=dict)
@@ -151,6 +161,7 @@ class Ledger:
 
     def _map_row(self, entry: Entry, values: np.ndarray | None, scale: float) -> MapRow:
         status, reason = _verdict(entry, values)
+        inexact = self.inexact.get(entry.label, Inexact())
         return MapRow(
             **self._common(entry),
             array=f"{entry.label}/{self.methods[entry.label].primary}",
@@ -161,6 +172,8 @@ class Ledger:
             minimum=float(values.min()) if values is not None else None,
             maximum=float(values.max()) if values is not None else None,
             mean=float(values.mean()) if values is not None else None,
+            approximation=inexact.approximation,
+            fidelity=inexact.fidelity,
             scale=scale,
             device=str(self.model.device),
         )

@@ -23,6 +23,7 @@ from zarr.core.sync import sync
 
 from schemas.arrays import ArraySpec
 from schemas.base import Frozen
+from schemas.fidelity import Fidelity
 from schemas.rows import TABLES, arrow_schema
 from workers.errors import UserError
 
@@ -148,6 +149,17 @@ class Store:
                 definition = Definition.model_validate_json(path.read_text())
                 found[definition.label] = definition
         return found
+
+    def record_fidelity(self, measured: Iterable[Fidelity]) -> None:
+        """What was measured before the first map; it stays as it is."""
+        for fidelity in measured:
+            _write_once(self.root / "fidelity" / f"{fidelity.label}.json", _pretty(fidelity))
+
+    def fidelity(self) -> dict[str, Fidelity]:
+        """Label -> measured fidelity, of the methods that are not exact."""
+        files = sorted((self.root / "fidelity").glob("*.json"))
+        found = [Fidelity.model_validate_json(path.read_text()) for path in files]
+        return {fidelity.label: fidelity for fidelity in found}
 
     def _definition(self, kind: str, label: str) -> Path:
         return self.root / "definitions" / kind / f"{label}.json"

@@ -40,6 +40,9 @@ def print_plan(plan: Plan) -> None:
     }
     for name, value in rows.items():
         table.add_row(name, value)
+    for line in plan.sweeps:
+        label, text = line.split(": ", 1)
+        table.add_row(label, text)
     if plan.bad_records:
         table.add_row("left out", f"{len(plan.bad_records):,} malformed records (skip_bad)")
     console.print(table)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from workers.models.base import Capability, Geometry, HeadOutput, SplitModel, To
 
 if TYPE_CHECKING:
     from workers.sweep.engine import Engine
+    from workers.sweep.windows import Request
 
 Score = Literal["probability", "logit", "log_probability"]
 Target = Literal["predicted", "truth"]
@@ -202,6 +203,19 @@ class Method(Frozen, ABC):
     def passes(self, geometry: Geometry) -> int:
         """Trunk forward passes an image costs beyond the clean one."""
         return 0
+
+    def sweeps(self, geometry: Geometry) -> "tuple[Request, ...]":
+        """What it asks of the sweep engine, all of it among ``passes``."""
+        return ()
+
+    @property
+    def approximation(self) -> str | None:
+        """What makes its maps approximate, by its own choice; None where they are exact."""
+        return None
+
+    def exact(self) -> Self:
+        """The same method without its approximation."""
+        return self
 
     def backward_passes(self) -> frozenset[tuple[str, Score]]:
         """The trunk backward passes it needs, one a row each; methods share those of one name."""

@@ -27,7 +27,7 @@ from workers.sweep.program import Program
 from workers.sweep.schedule import Schedule, best_schedule, whole_live
 from workers.sweep.trace import Untraceable, trace
 from workers.sweep.trial import Trial, check, time_ways
-from workers.sweep.windows import Windows, paint
+from workers.sweep.windows import Request, Windows, paint
 
 Way = Literal["incremental", "dense", "plain"]
 WAYS: tuple[Way, ...] = ("plain", "dense", "incremental")
@@ -42,6 +42,8 @@ class Choice(Frozen):
 
     way: Way
     reason: str
+    passes: int
+    """Painted images."""
     speedup: float = 1.0
     """Over calling the model on whole painted images."""
     flop_ratio: float = 1.0
@@ -50,6 +52,15 @@ class Choice(Frozen):
     """Of one image's trunk passes."""
     peak_bytes: int | None = None
     """Weights, clean maps and one batch of windows; None where the trunk cannot be looked into."""
+
+    def __str__(self) -> str:
+        if self.way == "plain":
+            return f"plain sweep of {self.passes:,} passes ({self.reason})"
+        return (
+            f"{self.way} sweep, {self.speedup:.1f} times as fast as {self.passes:,} plain passes "
+            f"(multiply-adds: {self.flop_ratio:.1f} times fewer), peak memory "
+            f"{(self.peak_bytes or 0) / 2**20:,.0f} MiB ({self.reason})"
+        )
 
 
 class Options(Frozen):
@@ -132,9 +143,9 @@ class Engine:
 
     # --- deciding -------------------------------------------------------------------------------
 
-    def choice(self, windows: Windows, bound: float | None = None) -> Choice:
+    def choice(self, request: Request) -> Choice:
         """How these windows will be swept."""
-        return self._plan(windows, bound).choice
+        return self._plan(*request).choice
 
     def _plan(self, windows: Windows, bound: float | None) -> Plan:
         key = (windows, bound)
@@ -145,16 +156,20 @@ class Engine:
 
     def _prepare(self, windows: Windows, bound: float | None) -> Plan:
         if self.exact is None:
-            return Plan(Choice(way="plain", reason=self.refusal))
+            return Plan(Choice(way="plain", reason=self.refusal, passes=len(windows)))
         device, dtype = self.model.device, self.program.dtype
         schedule = best_schedule(
             self.exact, windows, rates(device, dtype), dtype.itemsize, bound=bound
         )
-        plan = Plan(Choice(way="incremental", reason=""), schedule, self._groups(schedule))
+        plan = Plan(
+            Choice(way="incremental", reason="", passes=len(windows)),
+            schedule,
+            self._groups(schedule),
+        )
         plan.batch = self._at_once(schedule)
         fault = "" if bound else check(Trial(self.split, self.exact, schedule, plan.groups))
         if fault:
-            return Plan(Choice(way="plain", reason=fault))
+            return Plan(Choice(way="plain", reason=fault, passes=len(windows)))
         seconds = time_ways(Trial(self.split, self.program, schedule, plan.groups))
         plan.choice = self._decide(schedule, seconds, bound)
         return plan
@@ -177,6 +192,7 @@ class Engine:
         return Choice(
             way=way,
             reason=_reason(schedule, seconds),
+            passes=len(schedule.windows),
             speedup=seconds["plain"] / seconds[way],
             flop_ratio=schedule.flop_ratio if way == "incremental" else 1.0,
             seconds=seconds[way],

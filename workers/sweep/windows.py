@@ -45,6 +45,14 @@ class Windows:
         return (Window(*row, *column) for row, column in product(self.rows, self.columns))
 
 
+class Request(NamedTuple):
+    """What a method will ask of the engine: its windows, and how far they may grow where that is
+    limited."""
+
+    windows: Windows
+    bound: float | None = None
+
+
 def grid_windows(height: int, width: int, grid: int) -> Windows:
     """The ``grid x grid`` cells; each pixel lies in exactly one.
 
