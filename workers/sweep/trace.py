@@ -216,11 +216,12 @@ def _map_shape(like: Any, axes: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _own_layout(x: Any, axes: tuple[int, ...], contiguous: bool) -> Any:
     """A map as the trunk's own tensor."""
-    if not isinstance(x, Tensor) or not axes:
+    if not isinstance(x, Tensor):
         return x
     if len(axes) == 3:
         x, axes = x[:, 0], tuple(i - (i > 1) for i in axes)
-    x = x.permute(axes)
+    if axes:
+        x = x.permute(axes)
     return x.contiguous() if contiguous else x
 
 
