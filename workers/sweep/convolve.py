@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workers.sweep import machine
 from workers.sweep.intervals import Support
 
 if TYPE_CHECKING:
@@ -78,16 +79,28 @@ class Kernels:
         key = (x.shape[1:], padded, other is None)
         kernel = self.chosen.get(key)
         if kernel is None:
-            kernel = self.chosen[key] = self._fastest(x[:TRIAL], other, at)
+            kernel = self.chosen[key] = self._fastest(x, other, at)
         return kernel(self.conv, x, other, at)
 
     def _fastest(self, x: Tensor, other: Tensor | None, at: Supports) -> Kernel:
+        """Of the kernels that can; measured once a machine."""
         candidates = self._candidates(x, at)
         if len(candidates) == 1:
             return candidates[0]
+        weight, shape = tuple(self.conv.weight.shape), tuple(x.shape[1:])
+        fused_in = (other is not None, self.conv.relu)
+        names = [kernel.__name__ for kernel in candidates]
+        key = f"{x.dtype} {weight} {self.conv.groups} {at} {shape} {fused_in} {names}"
+        chosen = machine.once(key, x.device, lambda: self._trial(candidates, x, other, at))
+        return candidates[int(chosen)]
+
+    def _trial(
+        self, candidates: list[Kernel], x: Tensor, other: Tensor | None, at: Supports
+    ) -> float:
+        """The position of the fastest."""
         other = None if other is None else other[:TRIAL]
-        seconds = [_seconds(kernel, self.conv, x, other, at) for kernel in candidates]
-        return candidates[seconds.index(min(seconds))]
+        seconds = [_seconds(kernel, self.conv, x[:TRIAL], other, at) for kernel in candidates]
+        return float(seconds.index(min(seconds)))
 
     def _candidates(self, x: Tensor, at: Supports) -> list[Kernel]:
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):

@@ -7,6 +7,7 @@ Three ways give the same logits: ``incremental`` recomputes only what a painted 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Literal
 
 import numpy as np
@@ -129,6 +130,8 @@ class Engine:
     def _trace(self) -> Program:
         if Capability.SPLIT not in self.model.provides:
             raise Untraceable("the model gives logits only, its trunk is out of reach")
+        if self.model.device.type == "cuda" and find_spec("triton") is None:
+            raise Untraceable("Triton is not installed beside PyTorch")
         height, width = self.model.geometry.input_height, self.model.geometry.input_width
         canvas = torch.zeros(2, 3, height, width, device=self.model.device, dtype=self.model.dtype)
         program = trace(_Trunk(self.split), self.split.normalise(canvas))
@@ -152,6 +155,7 @@ class Engine:
         if key not in self.plans:
             with arithmetic(self.options.precision), torch.inference_mode():
                 self.plans[key] = self._prepare(windows, bound)
+            machine.save()
         return self.plans[key]
 
     def _prepare(self, windows: Windows, bound: float | None) -> Plan:
@@ -264,22 +268,19 @@ class Engine:
         clean = self.program.run(pixels, plan.schedule.sources)
         first = self._pool(scene, clean[self.program.output])
         pooled = first.new_empty(len(plan.schedule.windows), *first.shape[1:])
-        for group, painter in plan.groups:
-            positions = torch.from_numpy(np.flatnonzero(np.isin(group.cells, chosen)))
+        for (group, painter), rows in zip(
+            plan.groups, _rows(plan, chosen, pixels.device), strict=True
+        ):
 
             def answer(
-                batch: slice,
-                group: Group = group,
-                painter: Painter = painter,
-                positions: Tensor = positions,
+                batch: slice, group: Group = group, painter: Painter = painter, rows: Tensor = rows
             ) -> Tensor:
-                rows = positions[batch].to(pixels.device)
-                painted = painter(rows, pixels, filled)
-                return self._pool(scene, run_group(group, rows, painted, clean, self.program))
+                painted = painter(rows[batch], pixels, filled)
+                features = run_group(group, rows[batch], painted, clean, self.program)
+                return self._pool(scene, features)
 
-            if len(positions):
-                cells = torch.from_numpy(group.cells)[positions]
-                pooled[cells] = in_batches(scene, len(positions), answer, plan)
+            if len(rows):
+                pooled[painter.cells[rows]] = in_batches(scene, len(rows), answer, plan)
         return Sweep(classify(scene, first)[0], classify(scene, pooled[chosen]))
 
     def _pixels(self, canvases: Tensor) -> Tensor:
@@ -288,6 +289,13 @@ class Engine:
 
     def _pool(self, scene: Scene, features: Tensor) -> Tensor:
         return self.split.pool(features.to(self.model.dtype), scene.states)
+
+
+def _rows(plan: Plan, chosen: list[int], device: torch.device) -> list[Tensor]:
+    """For each group the rows of its chosen windows, on the device before the first pass, so that
+    nothing waits for a copy."""
+    rows = [np.flatnonzero(np.isin(group.cells, chosen)) for group, _ in plan.groups]
+    return [torch.from_numpy(own).to(device) for own in rows]
 
 
 def _reason(schedule: Schedule, seconds: Mapping[str, float]) -> str:

@@ -82,8 +82,16 @@ def _fill(out, clean, changed, table, skip_y, skip_x, border):  # type: ignore[n
                         out[n, r, c, k] = clean[y, x, k]
 
 
+def _fill_cuda(
+    out: Tensor, clean: Tensor, changed: Tensor, table: Tensor, skip: tuple[int, int], border: float
+) -> None:
+    from workers.sweep import gather_triton  # Triton is there where GPUs are
+
+    gather_triton.fill(out, clean, changed, table, skip, border)
+
+
 Fill = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, int], float], None]
-FILL: dict[str, Fill] = {"cpu": _fill_cpu}
+FILL: dict[str, Fill] = {"cpu": _fill_cpu, "cuda": _fill_cuda}
 """By device type."""
 
 

@@ -109,6 +109,8 @@ class Painter:
     """Top and left of the windows, ``(n, 2)``."""
     rectangles: Tensor
     """``(n, 4)``: top, bottom, left, right of what is painted."""
+    cells: Tensor
+    """Positions in the list of all windows."""
 
     def __call__(self, rows: Tensor, pixels: Tensor, fill: Tensor) -> Tensor:
         """``pixels`` and ``fill (1, 3, y, x)`` -> ``(n, 3, *size)``, channels-last, for these of
@@ -143,8 +145,8 @@ class Group:
     def painter(self, rectangles: np.ndarray, device: torch.device) -> Painter:
         """``rectangles (window, 4)`` of all windows, not only the group's."""
         corners = np.stack([self.place.top, self.place.left], 1)
-        own = torch.from_numpy(rectangles[self.cells])
-        return Painter(self.place.size, torch.from_numpy(corners).to(device), own.to(device))
+        tables = (corners, rectangles[self.cells], self.cells)
+        return Painter(self.place.size, *(torch.from_numpy(t).to(device) for t in tables))
 
     @property
     def macs(self) -> int:

@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -25,6 +27,15 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vqatlas"
 
 
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if "model name" in x), platform.machine())
+
+
 def fingerprint(device: torch.device) -> str:
     """The processor or GPU, the threads used and PyTorch's version."""
     if device.type == "cuda":
@@ -34,38 +45,45 @@ def fingerprint(device: torch.device) -> str:
     return f"{name}, torch {torch.__version__}"
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.split(":")[1].strip() for x in lines if "model name" in x), platform.machine())
-
-
 def _file(device: torch.device) -> Path:
     digest = hashlib.sha256(fingerprint(device).encode()).hexdigest()[:16]
     return folder() / f"measured-{digest}.json"
 
 
-def recall(device: torch.device) -> Numbers:
-    """Everything measured on this device so far."""
+_KNOWN: dict[Path, Numbers] = {}
+"""What this process has read or measured."""
+_NEW: dict[Path, Numbers] = {}
+"""What it has not written yet."""
+
+
+def once(key: str, device: torch.device, measure: Callable[[], float]) -> float:
+    """A number measured on this device the first time it is asked for. ``save`` keeps it."""
+    path = _file(device)
+    known = _KNOWN.setdefault(path, _read(path))
+    if key not in known:
+        known[key] = _NEW.setdefault(path, {})[key] = measure()
+    return known[key]
+
+
+def save() -> None:
+    """Add what is new to the files; readers see an old file or a new one. Where a folder cannot be
+    written, the next process measures again."""
+    for path, numbers in _NEW.items():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+                json.dump({**_read(path), **numbers}, file)
+            Path(file.name).replace(path)
+        except OSError:
+            continue
+    _NEW.clear()
+
+
+def _read(path: Path) -> Numbers:
     try:
-        return _NUMBERS.validate_json(_file(device).read_bytes())
+        return _NUMBERS.validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return {}
-
-
-def remember(device: torch.device, numbers: Numbers) -> None:
-    """Add measurements; readers see the old file or the new one. Where the folder cannot be
-    written, the next process measures again."""
-    path = _file(device)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump({**recall(device), **numbers}, file)
-        Path(file.name).replace(path)
-    except OSError:
-        return
 
 
 def free_memory(device: torch.device) -> int:

@@ -82,26 +82,30 @@ def _difference(trial: Trial, group: Group, painter: Painter) -> float:
 
 def time_ways(trial: Trial) -> dict[str, float]:
     """Seconds of one image's sweep each way, from a few windows; measured once a machine."""
-    names = ("plain", "dense", "incremental")
-    keys = [f"{trial.schedule.signature} {trial.program.dtype} {name}" for name in names]
-    device = trial.model.device
-    known = machine.recall(device)
-    if not all(key in known for key in keys):
-        known = dict(zip(keys, _timed(trial), strict=True))
-        machine.remember(device, known)
-    return {name: known[key] for name, key in zip(names, keys, strict=True)}
+    device, total = trial.model.device, len(trial.schedule.windows)
+    plan = f"{trial.schedule.signature} {trial.program.dtype}"
+    plain = machine.once(f"{plan} plain", device, lambda: _plain(trial))
+    dense = machine.once(f"{plan} dense", device, lambda: _dense(trial))
+    windows = machine.once(f"{plan} incremental", device, lambda: _windows(trial))
+    return {"plain": total * plain, "dense": total * dense, "incremental": dense + windows}
 
 
-def _timed(trial: Trial) -> tuple[float, float, float]:
-    """Plain and dense passes of a small batch; windows of the group with most work, the rest in
-    proportion to its multiply-adds."""
-    total, device = len(trial.schedule.windows), trial.model.device
+def _plain(trial: Trial) -> float:
+    """Of one painted image, by the model."""
     canvases = trial.model.normalise(trial.canvas.expand(2, -1, -1, -1))
-    working = canvases.to(trial.program.dtype)
-    plain = seconds(lambda: trial.model.trunk(canvases), device, 2) / len(canvases)
-    dense = seconds(lambda: trial.program(working), device, 2) / len(canvases)
+    return seconds(lambda: trial.model.trunk(canvases), trial.model.device, 2) / 2
+
+
+def _dense(trial: Trial) -> float:
+    """Of one painted image, by the program."""
+    canvases = trial.model.normalise(trial.canvas.expand(2, -1, -1, -1)).to(trial.program.dtype)
+    return seconds(lambda: trial.program(canvases), trial.model.device, 2) / 2
+
+
+def _windows(trial: Trial) -> float:
+    """Of all windows: some of the group with most work are timed, the rest is in proportion to its
+    multiply-adds."""
     group, painter = max(trial.groups, key=lambda pair: pair[0].macs * len(pair[0].cells))
-    rows = torch.arange(min(WINDOWS, len(group.cells)), device=device)
-    spent = seconds(lambda: trial.features(group, painter, rows), device, 2)
-    rate = group.macs * len(rows) / spent
-    return total * plain, total * dense, dense + trial.schedule.macs / rate
+    rows = torch.arange(min(WINDOWS, len(group.cells)), device=trial.model.device)
+    spent = seconds(lambda: trial.features(group, painter, rows), trial.model.device, 2)
+    return spent * trial.schedule.macs / (group.macs * len(rows))
