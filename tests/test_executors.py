@@ -127,10 +127,10 @@ class Fragile(Explainer):
         super().__init__(config, root)
         self.fatal = image_id
 
-    def _prepare(self, ledger, image_id, example):  # type: ignore[no-untyped-def]
-        if image_id == self.fatal and image_id not in ledger.task.skip:
+    def _prepare(self, task, image_id, example):  # type: ignore[no-untyped-def]
+        if image_id == self.fatal and image_id not in task.skip:
             os.kill(os.getpid(), signal.SIGSEGV)
-        return super()._prepare(ledger, image_id, example)
+        return super()._prepare(task, image_id, example)
 
 
 def test_image_that_kills_its_worker_twice_becomes_a_failure(

@@ -1,8 +1,9 @@
 """One shard: examples -> trunk -> heads -> methods -> store."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from schemas.example import Example
 from schemas.frame import Frame
 from schemas.shard import Task, by_image
 from workers import catalog
+from workers.ahead import ahead
 from workers.errors import BadExample
 from workers.fidelity import approximation, engine_options
 from workers.images import decode
@@ -26,6 +28,8 @@ from workers.store import Store
 from workers.sweep.engine import Engine
 
 Result = TypeVar("Result")
+AHEAD = 4
+"""Images that are decoded while another is explained."""
 Asked = Sequence[tuple[Example, Tokens]]
 
 
@@ -80,11 +84,14 @@ class Explainer:
     def _explain(self, ledger: Ledger) -> None:
         task = ledger.task
         self._allocate(ledger)
-        for image_id, examples in by_image(task.shard.examples).items():
-            self.store.breadcrumb(task.shard.number, image_id)
-            self._explain_image(ledger, image_id, examples)
-        ledger.commit(self.store)
+        images = by_image(task.shard.examples)
+        careful = self.store.interrupted(task.shard.number)
         self.store.breadcrumb(task.shard.number, None)
+        decode = partial(self._decoded, task, images, careful)
+        for image_id, prepared in ahead(images, decode, 0 if careful else AHEAD):
+            self._explain_image(ledger, images[image_id], prepared)
+        ledger.commit(self.store)
+        self.store.finished(task.shard.number)
 
     def _allocate(self, ledger: Ledger) -> None:
         for label in ledger.task.labels:
@@ -93,8 +100,17 @@ class Explainer:
                 for spec in stored_specs(method, self.model, self.config.store.pixel_dtype):
                     ledger.allocate(label, spec)
 
-    def _explain_image(self, ledger: Ledger, image_id: int, examples: list[Example]) -> None:
-        prepared = guarded(lambda: self._prepare(ledger, image_id, examples[0]))
+    def _decoded(
+        self, task: Task, images: Mapping[int, list[Example]], careful: bool, image_id: int
+    ) -> "tuple[Tensor, Frame] | Failed":
+        """After a worker has died at this shard its images go one by one, each noted first."""
+        if careful:
+            self.store.breadcrumb(task.shard.number, image_id)
+        return guarded(lambda: self._prepare(task, image_id, images[image_id][0]))
+
+    def _explain_image(
+        self, ledger: Ledger, examples: list[Example], prepared: "tuple[Tensor, Frame] | Failed"
+    ) -> None:
         if isinstance(prepared, Failed):
             for example in examples:
                 ledger.fail(example, "decode", prepared.error)
@@ -103,11 +119,13 @@ class Explainer:
         if asked:
             self._explain_scene(ledger, *prepared, asked)
 
-    def _prepare(self, ledger: Ledger, image_id: int, example: Example) -> tuple[Tensor, Frame]:
-        if image_id in ledger.task.skip:
+    def _prepare(self, task: Task, image_id: int, example: Example) -> tuple[Tensor, Frame]:
+        if image_id in task.skip:
             raise BadExample(f"image {image_id}: the worker process died twice at this image")
         canvas, frame = self.model.prepare(decode(example.image, self.config.limits))
-        return canvas.to(self.model.device), frame
+        if self.model.device.type == "cuda":
+            canvas = canvas.pin_memory()
+        return canvas.to(self.model.device, non_blocking=True), frame
 
     def _tokens(self, ledger: Ledger, example: Example) -> Tokens | None:
         tokens = guarded(lambda: self._checked_tokens(example))

@@ -229,19 +229,27 @@ class Store:
     # --- an example that kills its process ----------------------------------------------------
 
     def breadcrumb(self, shard: int, image_id: int | None) -> None:
-        """Note the image a worker is at; it survives the worker. None: the shard is done."""
-        path = self.root / "stage" / f"crumb-{shard:07d}"
-        if image_id is None:
-            path.unlink(missing_ok=True)
-            return
+        """Note that a worker is at a shard, and at which image if only one can be to blame for its
+        death; the note survives it."""
+        path = self._crumb(shard)
         path.parent.mkdir(exist_ok=True)
-        path.write_text(str(image_id))
+        path.write_text("" if image_id is None else str(image_id))
+
+    def finished(self, shard: int) -> None:
+        """The worker has left the shard alive."""
+        self._crumb(shard).unlink(missing_ok=True)
+
+    def interrupted(self, shard: int) -> bool:
+        """Whether a worker has died at the shard."""
+        return self._crumb(shard).exists()
 
     def last_image(self, shard: int) -> int | None:
-        """The image a dead worker was at, if it got that far."""
-        path = self.root / "stage" / f"crumb-{shard:07d}"
-        text = path.read_text() if path.exists() else ""
+        """The image a dead worker was at, if that is known."""
+        text = self._crumb(shard).read_text() if self.interrupted(shard) else ""
         return int(text) if text else None
+
+    def _crumb(self, shard: int) -> Path:
+        return self.root / "stage" / f"crumb-{shard:07d}"
 
     def count_crash(self, shard: int, image_id: int) -> int:
         """Note that a worker process died at an image; how often that has happened."""
