@@ -1,88 +1,197 @@
-"""Occlusion of one image, 16 x 16 cells, three questions, two targets each: ours and Captum's.
+"""Occlusion of one image, all questions and targets: our engine, our plain sweep and Captum's.
 
-    python benchmarks/occlusion.py [--repeats 3] [--questions 3] [--trunk resnet18] [--pixels 224]
+    python benchmarks/occlusion.py --trunk vgg16 --px 224 --questions 1 --targets 1 --json
 
-Captum's Occlusion explains one question and one target at a time, each with 257 passes of the
-model, so it is called six times. Ours is one sweep from an empty scene. Each side has the fastest
-of several batch sizes, Captum's being ``perturbations_per_eval``. ``--record`` writes the figures
-to RESULTS.md.
+Captum's Occlusion explains one question and one target at a time, each with a pass of the model
+for every window. Its cost a window is constant, so one question and target is timed on a sample of
+windows, with the fastest of several ``perturbations_per_eval``, and scaled to all; so is our plain
+sweep (the same folded, fused, tuned convolutions on whole images). Our own sweep is timed in full,
+clean pass and head included, in turn with the other two. The engine has been prepared before, as
+it is in a worker. ``--record`` writes a row of the table in RESULTS.md.
 """
 
-from collections.abc import Callable
+import json
+import statistics
+from argparse import ArgumentParser, Namespace
+from dataclasses import asdict, dataclass
 
 import numpy as np
-from against_captum import QUESTIONS, Asked, in_turn, kazemi, options, report, scene, timed
+import torch
+from against_captum import QUESTIONS, RESULTS, Asked, kazemi, machine, scene, timed
 from captum import attr
+from scipy.stats import spearmanr
+from trunks import register
 
 from workers.methods.base import Row, Scene
 from workers.methods.occlusion import Occlusion
+from workers.models.base import Geometry
 from workers.models.kazemi import Kazemi
-from workers.sweep.windows import grid_windows, paint
+from workers.sweep import patches, plain
+from workers.sweep.engine import Engine, Options
+from workers.sweep.windows import Request, Windows
 
-GRID = 16
-BATCHES = (1, 4, 8, 16, 32, 64)
+PER_EVAL = (1, 4, 8, 16)
+"""Captum's batch sizes that are tried."""
+TITLE = "## Occlusion, one image, against Captum"
+COLUMNS = (
+    *("trunk", "px", "grid", "questions x targets", "engine", "Captum ms", "plain ms", "ours ms"),
+    *("ratio to Captum", "ratio to plain", "FLOP ratio", "error", "rank", "machine"),
+)
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
 
 
-def ours(model: Kazemi, questions: int, batch: int, grid: int = GRID) -> np.ndarray:
-    asked = scene(model, QUESTIONS[:questions], batch=batch)
-    return Occlusion(grid=grid).explain(asked).arrays["drop"]
+@dataclass(frozen=True)
+class Measured:
+    """One line of JSON, one row of the table."""
+
+    trunk: str
+    px: int
+    grid: int
+    questions: int
+    targets: int
+    engine: str
+    captum_ms: float
+    plain_ms: float
+    ours_ms: float
+    ratio_captum: float
+    ratio_plain: float
+    flop_ratio: float
+    max_abs_err: float
+    """Of any answer's probability against the plain float32 pass, on the sample of windows."""
+    rank_corr: float
+    """Smallest over the maps, on the sample of windows."""
+    captum_per_eval: int
+    sample: int
+    machine: str
 
 
-def captum_row(asked: Scene, row: Row, per_eval: int, grid: int = GRID) -> np.ndarray:
-    """Captum's map of one question and target at the pixels, ``(y, x)``."""
+def options() -> Namespace:
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trunk", default="resnet18", help="any of torchvision's, or our own")
+    parser.add_argument("--px", type=int, default=224)
+    parser.add_argument("--grid", type=int, default=16)
+    parser.add_argument("--questions", type=int, default=1, choices=range(1, 4))
+    parser.add_argument("--targets", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--sample", type=int, default=16, help="windows of Captum and plain timed")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    parser.add_argument("--record", action="store_true", help=f"a row of {RESULTS.name}")
+    return parser.parse_args()
+
+
+def explained(model: Kazemi, chosen: Namespace, engine: Engine | None) -> Scene:
+    """An empty scene: nothing is computed yet."""
+    names = ("predicted", "truth")[: chosen.targets]
+    return scene(model, QUESTIONS[: chosen.questions], targets=names, engine=engine)
+
+
+def captum(asked: Scene, row: Row, grid: int, per_eval: int) -> np.ndarray:
+    """Captum's map of one question and target, ``(y, x)`` at the pixels."""
     model = Asked(asked.split, asked.questions[row.question])
     side = asked.model.geometry.input_height
-    grey = paint(asked.canvas, grid_windows(side, side, 1), Occlusion().patch)
     window = (3, side // grid, side // grid)
-    return (
-        attr.Occlusion(lambda pixels: model(pixels).softmax(1))
-        .attribute(
-            asked.pixels,
-            window,
-            strides=window,
-            baselines=asked.split.normalise(grey),
-            target=row.answer,
-            perturbations_per_eval=per_eval,
-        )[0, 0]
-        .numpy()
+    gray = asked.split.normalise(patches.constant(asked.canvas, patches.GRAY)[None])
+    maps = attr.Occlusion(lambda pixels: model(pixels).softmax(1)).attribute(
+        asked.pixels,
+        window,
+        strides=window,
+        baselines=gray,
+        target=row.answer,
+        perturbations_per_eval=per_eval,
+    )
+    return maps[0, 0].numpy()
+
+
+def error(asked: Scene, windows: Windows, sample: list[int]) -> tuple[float, float]:
+    """Largest difference of a probability, and smallest rank correlation of a map."""
+    fill = patches.constant(asked.canvas, patches.GRAY)
+    assert asked.engine is not None
+    ours = asked.engine.sweep(asked, windows, fill, only=sample)
+    theirs = plain.sweep(asked, windows, fill, only=sample)
+    p, q = (swept.painted.softmax(-1) for swept in (ours, theirs))
+    ranks = [
+        spearmanr(p[:, row.question, row.answer], q[:, row.question, row.answer]).statistic
+        for row in asked.rows
+    ]
+    return float((p - q).abs().max()), float(min(ranks))
+
+
+def measure(chosen: Namespace) -> Measured:
+    torch.set_num_threads(chosen.threads)
+    register(chosen.trunk)
+    model = kazemi(chosen.trunk, chosen.px)
+    engine, dense = Engine(model), Engine(model, Options(way="dense"))
+    occlusion = Occlusion(grid=chosen.grid)
+    geometry = Geometry(input_height=chosen.px, input_width=chosen.px)
+    ((windows, _),) = occlusion.sweeps(geometry)
+    choice = engine.choice(Request(windows))
+    dense.choice(Request(windows))
+    sample = np.linspace(0, len(windows) - 1, chosen.sample).astype(int).tolist()
+    asked = explained(model, chosen, engine)
+    rows, fill = asked.rows, patches.constant(asked.canvas, patches.GRAY)
+    coarse = int(chosen.sample**0.5)
+    with torch.inference_mode(False):
+        per_eval = min(PER_EVAL, key=lambda n: timed(lambda: captum(asked, rows[0], coarse, n))[0])
+    ours, plainly, theirs = [], [], []
+    occlusion.explain(explained(model, chosen, engine))
+    for repeat in range(chosen.repeats):
+        empty = explained(model, chosen, engine)
+        ours.append(timed(lambda: occlusion.explain(empty))[0])  # noqa: B023 - called at once
+        row = rows[repeat % len(rows)]
+        spent, _ = timed(lambda: captum(asked, row, coarse, per_eval))  # noqa: B023
+        theirs.append(len(rows) * spent * (len(windows) + 1) / (coarse**2 + 1))
+        spent, _ = timed(lambda: dense.sweep(asked, windows, fill, only=sample))
+        plainly.append(spent * (len(windows) + 1) / (len(sample) + 1))
+    max_abs_err, rank_corr = error(asked, windows, sample)
+    return Measured(
+        trunk=chosen.trunk,
+        px=chosen.px,
+        grid=chosen.grid,
+        questions=chosen.questions,
+        targets=chosen.targets,
+        engine=choice.way,
+        captum_ms=1e3 * statistics.median(theirs),
+        plain_ms=1e3 * statistics.median(plainly),
+        ours_ms=1e3 * statistics.median(ours),
+        ratio_captum=statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
+        ratio_plain=statistics.median(b / a for a, b in zip(ours, plainly, strict=True)),
+        flop_ratio=choice.flop_ratio,
+        max_abs_err=max_abs_err,
+        rank_corr=rank_corr,
+        captum_per_eval=per_eval,
+        sample=len(sample),
+        machine=machine(),
     )
 
 
-def captum(asked: Scene, per_eval: int) -> np.ndarray:
-    return np.stack([captum_row(asked, row, per_eval) for row in asked.rows])
+def row(m: Measured) -> str:
+    """The table's row."""
+    return (
+        f"| {m.trunk} | {m.px} | {m.grid} | {m.questions} x {m.targets} | {m.engine} "
+        f"| {m.captum_ms:,.0f} | {m.plain_ms:,.0f} | {m.ours_ms:,.0f} | **{m.ratio_captum:.2f}** "
+        f"| {m.ratio_plain:.2f} | {m.flop_ratio:.2f} | {m.max_abs_err:.1e} | {m.rank_corr:.5f} "
+        f"| {m.machine} |"
+    )
 
 
-def fastest(run: Callable[[int], object]) -> int:
-    """The batch size with which ``run`` takes least time."""
-
-    def cost(batch: int) -> float:
-        return min(timed(lambda: run(batch))[0] for _ in range(2))
-
-    return min(BATCHES, key=cost)
+def record(measured: Measured) -> None:
+    """Put the row into the table, in place of one for the same case."""
+    text = RESULTS.read_text()
+    head, found, rest = text.partition(TITLE)
+    section, *others = rest.split("\n## ", 1) if found else [f"\n\n{HEADER}\n"]
+    case = row(measured).split(" | ")[:4]
+    lines = [line for line in section.rstrip().splitlines() if line.split(" | ")[:4] != case]
+    after = f"\n\n## {others[0]}" if others else "\n"
+    RESULTS.write_text(f"{head.rstrip()}\n\n{TITLE}" + "\n".join([*lines, row(measured)]) + after)
 
 
 def main() -> None:
-    chosen = options(__doc__, repeats=3)
-    model = kazemi(chosen.trunk, chosen.pixels)
-    asked = scene(model, QUESTIONS[: chosen.questions])
-    per_eval = fastest(lambda batch: captum_row(asked, asked.rows[0], batch, GRID // 2))
-    batch = fastest(lambda batch: ours(model, chosen.questions, batch, GRID // 2))
-    pairs = in_turn(
-        lambda: ours(model, chosen.questions, batch),
-        lambda: captum(asked, per_eval),
-        chosen.repeats,
-    )
-    side = chosen.pixels // GRID
-    difference = np.abs(np.kron(pairs.ours, np.ones((1, side, side))) - pairs.theirs).max()
-    notes = [
-        f"{chosen.trunk}, {chosen.pixels} px, {GRID} x {GRID} cells, {chosen.questions} questions, "
-        f"{len(asked.rows)} maps; batches of {batch} (ours) and {per_eval} (Captum), "
-        f"each the fastest of {', '.join(map(str, BATCHES))}",
-        f"largest difference of a drop in probability: {difference:.1e}; largest drop "
-        f"{np.abs(pairs.ours).max():.1e}",
-    ]
-    title = f"Occlusion, {chosen.trunk}, {chosen.pixels} px, questions: {chosen.questions}"
-    report(title, pairs, notes, chosen.record)
+    chosen = options()
+    measured = measure(chosen)
+    print(json.dumps(asdict(measured)) if chosen.json else f"{HEADER}\n{row(measured)}")
+    if chosen.record:
+        record(measured)
 
 
 if __name__ == "__main__":
