@@ -1,6 +1,6 @@
 """What a layer costs as windows and as a whole map, from three rates measured on the device.
 
-``seconds = calls * call + 2 macs / flops + moved bytes / bandwidth``. docs/decisions explains what
+``seconds = calls * call + 2 macs / flops + (moved + 2 weights) bytes / bandwidth``. docs/decisions explains what
 the model is for: it compares plans; which engine runs is decided by timing it.
 """
 
@@ -22,7 +22,7 @@ from workers.sweep.operations import Convolution
 @dataclass(frozen=True)
 class Rates:
     """``flops`` a second of a 3x3 convolution, ``bandwidth`` in bytes a second of a gather, and
-    seconds a ``call`` takes that has nothing to do."""
+    seconds a ``call`` takes that has next to nothing to do."""
 
     flops: float
     bandwidth: float
@@ -31,7 +31,11 @@ class Rates:
     def seconds(self, group: Group, windows: int, itemsize: int) -> np.ndarray:
         """Of each step, for so many windows of a group at once."""
         counts = [
-            (1 + sum(g is not None for g in a.gathers), a.macs * windows, a.moved * windows)
+            (
+                1 + sum(g is not None for g in a.gathers),
+                a.macs * windows,
+                a.moved * windows + 2 * a.weights,
+            )
             for a in group.actions
         ]
         calls, macs, moved = np.array(counts, float).T
@@ -64,7 +68,8 @@ def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float, fl
     macs = windows * side**2 * channels**2 * 9
     convolving = seconds(lambda: conv([x], True), device)
     gathering = seconds(lambda: cut(x[:1], x, rows), device)
-    calling = seconds(lambda: x[:1, :1, :1, :1] + 1, device)
+    speck = Gather((1, 1), table)
+    calling = seconds(lambda: speck(x[:1], x, rows[:1]), device)
     return 2 * macs / convolving, 2 * x.numel() * x.element_size() / gathering, calling
 
 

@@ -94,6 +94,11 @@ class Action:
     live: int
     """Values held a window while the step runs."""
 
+    @property
+    def weights(self) -> int:
+        """Weights read, once for all windows."""
+        return self.step.operation.macs(0)
+
     def to(self, device: torch.device) -> "Action":
         gathers = tuple(None if g is None else g.to(device) for g in self.gathers)
         return replace(self, gathers=gathers)
