@@ -15,6 +15,7 @@ from torch import Tensor
 
 from workers.sweep import machine
 from workers.sweep.intervals import Support
+from workers.sweep.winograd import suits, winograd
 
 if TYPE_CHECKING:
     from workers.sweep.operations import Convolution
@@ -105,6 +106,8 @@ class Kernels:
     def _candidates(self, x: Tensor, at: Supports) -> list[Kernel]:
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
             return [eager]
+        if suits(self.conv, x, at):
+            return [eager, fused, winograd]
         point = at == (Support(), Support()) and self.conv.groups == 1
         return [eager, fused, matmul] if point else [eager, fused]
 

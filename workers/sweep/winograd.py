@@ -116,7 +116,7 @@ def _tile(size: tuple[int, int]) -> int:
 
 
 def _channels_last(x: Tensor) -> np.ndarray:
-    return x.detach().permute(0, 2, 3, 1).contiguous().numpy()
+    return x.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _ends(
