@@ -31,6 +31,14 @@ METHODS = {
 Recipe = Callable[..., RunConfig]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the engine measures stays out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VQATLAS_CACHE", str(tmp_path_factory.mktemp("measured")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real sample data beside the checkout."""

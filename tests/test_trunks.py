@@ -1,0 +1,143 @@
+"""Torchvision's convolutional trunks through the incremental engine: exact, and never dense for want
+of understanding."""
+
+from functools import cache
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from tests import sweeps, trunks
+from tests.reference import incremental as reference
+from workers.methods.base import Scene
+from workers.models import trunks as builders
+from workers.models.base import freeze
+from workers.models.kazemi import Kazemi, KazemiConfig
+from workers.sweep import plain
+from workers.sweep.engine import Engine, Options
+from workers.sweep.program import Program
+from workers.sweep.schedule import Schedule
+from workers.sweep.trace import trace
+from workers.sweep.windows import grid_windows
+
+CONVOLUTIONAL = {
+    "resnet18": (225, 16),
+    "resnet50": (97, 32),
+    "resnet152_caffe": (97, 8),
+    "vgg16": (97, 8),
+    "vgg11_bn": (130, 16),
+    "densenet121": (97, 8),
+    "mobilenet_v2": (130, 16),
+    "convnext_tiny": (97, 8),
+    "regnet_x_400mf": (225, 32),
+    "googlenet": (130, 8),
+    "transformed_inception_v3": (97, 16),
+    "squeezenet1_1": (225, 32),
+    "mnasnet0_5": (97, 8),
+}
+GATED = {
+    "mobilenet_v3_small": (225, 32),
+    "efficientnet_v2_s": (97, 16),
+    "regnet_y_400mf": (130, 16),
+}
+"""Side of the image and grid. Squeeze-and-excitation gates see the whole map: what follows the
+first of them changes everywhere."""
+SIZES = {**CONVOLUTIONAL, **GATED}
+
+
+@cache
+def traced(name: str) -> tuple[nn.Module, Program]:
+    """A trunk and its program; it is traced once, because that is what takes the time."""
+    trunk, side = trunks.build(name), SIZES[name][0]
+    program = trace(trunk, torch.zeros(2, 3, side, side, dtype=torch.float64))
+    return trunk, program.to(torch.device("cpu"), torch.float64)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_features_equal_the_trunks_on_the_painted_image(name: str) -> None:
+    side, grid = SIZES[name]
+    trunk, program = traced(name)
+    windows = grid_windows(side, side, grid)
+    cells = sweeps.borders(windows)
+    image, fill = (trunks.picture(side, seed).double() for seed in (8, 9))
+    groups = sweeps.planned(program, windows, 4, cells)
+    found = sweeps.swept(program, groups, windows, image, fill, cells)
+    wanted = reference.features(trunk, image, fill, [windows[cell] for cell in cells])
+    assert sweeps.relative(found, wanted) < 1e-12
+    clean = trunk(image[None]).expand_as(wanted)
+    for cell in range(len(cells)):
+        assert sweeps.relative(clean[cell], wanted[cell]) > 1e-3
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_convolutional_trunks_are_windows_throughout(name: str) -> None:
+    _, program = traced(name)
+    assert not [step for step in program.steps if step.operation.mixes]
+    assert flop_ratio(program) > 1.2
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_gated_trunks_are_windows_up_to_the_first_gate(name: str) -> None:
+    _, program = traced(name)
+    kinds = [type(step.operation).__name__ for step in program.steps]
+    mixing = [i for i, step in enumerate(program.steps) if step.operation.mixes]
+    assert kinds.count("Mixing") * 2 == len(mixing)
+    assert {kinds[i] for i in mixing} == {"Mixing", "Pointwise"}
+    assert "Convolution" in kinds[: mixing[0]]
+    assert flop_ratio(program) > 1.02
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio"), [("resnet18", 2.75), ("resnet50", 2.62), ("vgg16", 9.54)]
+)
+def test_multiply_adds_are_as_few_as_interval_arithmetic_by_hand_found(
+    name: str, ratio: float
+) -> None:
+    """Of four groups an axis, as an independent prototype counted them."""
+    assert flop_ratio(traced(name)[1]) == pytest.approx(ratio, rel=0.05)
+
+
+def flop_ratio(program: Program) -> float:
+    """At 224 pixels, of the cells of a grid of 16 in four groups an axis."""
+    program, windows = trunks.resized(program, 224, 224), grid_windows(224, 224, 16)
+    return Schedule(program, windows, tuple(sweeps.planned(program, windows, 4)), 0).flop_ratio
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "grid"), [("resnet18", 130, 8), ("vgg11", 97, 8), ("convnext_tiny", 97, 7)]
+)
+def test_probabilities_in_float32_are_those_of_the_plain_sweep(
+    monkeypatch: pytest.MonkeyPatch, name: str, side: int, grid: int
+) -> None:
+    monkeypatch.setitem(builders.TRUNKS, name, lambda _: trunks.network(name))
+    model = sharpened(name, side)
+    canvas, fill = (127 + 60 * trunks.picture(side, seed) for seed in (8, 9))
+    scene = Scene(model, canvas, [("a", "b"), ("c",)], [1, 2], [None, None])
+    windows = grid_windows(side, side, grid)
+    wanted = plain.sweep(scene, windows, fill)
+    found = Engine(model, Options(way="incremental")).sweep(scene, windows, fill)
+    for q, answer in enumerate(scene.predictions):
+        ours, theirs = (x.painted[:, q].double().softmax(1) for x in (found, wanted))
+        assert 0.1 < wanted.clean[q].softmax(0)[answer] < 0.8
+        assert theirs[:, answer].std() > 1e-3
+        assert (ours - theirs).abs().max() < 1e-5
+        assert spearmanr(ours[:, answer], theirs[:, answer]).statistic >= 0.9999
+    torch.testing.assert_close(found.clean, wanted.clean, rtol=1e-4, atol=1e-4)
+
+
+def sharpened(name: str, side: int) -> Kazemi:
+    """A model around a trunk whose top probability, on a picture, is 0.4."""
+    torch.manual_seed(0)
+    layout = {"trunk": name, "image_size": side, "words": ("a", "b", "c")}
+    model = Kazemi(KazemiConfig(**layout, answers=tuple(map(str, range(300)))))
+    freeze(model)
+    trunks.randomise(model.trunk_net)
+    model.attention.x_conv.weight.mul_(30)
+    logits = model.logits(127 + 60 * trunks.picture(side, 8)[None], [("a", "b")])[0]
+    scales = torch.logspace(-2, 4, 1000)
+    top = torch.softmax(scales[:, None] * logits, 1).amax(1)
+    scale = scales[(top - 0.4).abs().argmin()]
+    for parameter in model.classifier.lin2.parameters():
+        parameter.mul_(scale)
+    return model
