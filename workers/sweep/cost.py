@@ -1,7 +1,7 @@
 """What a layer costs as windows and as a whole map, from three rates measured on the device.
 
-``seconds = calls * call + 2 macs / flops + (moved + 2 weights) bytes / bandwidth``. docs/decisions explains what
-the model is for: it compares plans; which engine runs is decided by timing it.
+``seconds = calls * call + 2 macs / flops + (moved + 2 weights) bytes / bandwidth``. The model
+compares plans; which engine runs is decided by timing it (docs/decisions/0006-sweep-engine.md).
 """
 
 import time
