@@ -308,11 +308,12 @@ class _Planner:
 def run_group(
     group: Group, rows: Tensor, painted: Tensor, clean: Mapping[str, Tensor], program: Program
 ) -> Tensor:
-    """Whole output maps of some windows of a group, from their painted pixels."""
+    """Whole output maps of some windows of a group, from their painted pixels. The program may be
+    of another precision than the one the group was planned for."""
     values: dict[str, Tensor] = {INPUT: painted}
-    for action in group.actions:
+    for action, step in zip(group.actions, program.steps, strict=True):
         operands = list(_operands(action, rows, values, clean, len(painted)))
-        values[action.step.value] = action.step.operation(operands, action.padded)
+        values[step.value] = step.operation(operands, action.padded)
         del operands
         for name in action.dead:
             values.pop(name, None)
