@@ -171,12 +171,14 @@ class Spread:
     program: Program
     rows: Axis
     columns: Axis
+    bound: float | None = None
 
     @classmethod
     def of(
         cls, program: Program, rows: Intervals, columns: Intervals, bound: float | None = None
     ) -> "Spread":
-        return cls(program, spread(program, rows, 0, bound), spread(program, columns, 1, bound))
+        axes = (spread(program, side, i, bound) for i, side in enumerate((rows, columns)))
+        return cls(program, *axes, bound)
 
     def group(self, rows: np.ndarray, columns: np.ndarray, dense_from: int) -> Group:
         """The windows of these painted rows and columns; whole maps from step ``dense_from`` on."""

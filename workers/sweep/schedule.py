@@ -98,10 +98,13 @@ def _cut(
     spread: Spread, rows: np.ndarray, columns: np.ndarray, rates: Rates, itemsize: int
 ) -> tuple[Group, float]:
     """One group, dense from the step on where that is cheapest: the steps before it as windows,
-    the others as whole maps."""
+    the others as whole maps. Bounded windows stay windows."""
     steps = len(spread.program.steps)
-    windowed, dense = (spread.group(rows, columns, start) for start in (steps, 0))
+    windowed = spread.group(rows, columns, steps)
     count = len(windowed.cells)
+    if spread.bound is not None:
+        return windowed, float(rates.seconds(windowed, count, itemsize).sum())
+    dense = spread.group(rows, columns, 0)
     early = np.concatenate([[0], rates.seconds(windowed, count, itemsize).cumsum()])
     late = rates.seconds(dense, count, itemsize)
     total = early + np.concatenate([late[::-1].cumsum()[::-1], [0]])
