@@ -62,7 +62,7 @@ def test_run_labels_inexact_maps_and_stores_their_measured_fidelity(
 ) -> None:
     methods = {
         "occlusion": {"grid": 4},
-        "bounded": {"method": "occlusion", "grid": 4, "approximate": {"bound": 0.5}},
+        "bounded": {"method": "occlusion", "grid": 4, "approximate": {"bound": 0.25}},
         "saliency": {},
     }
     config = recipe(methods=methods, precision="bfloat16", resources=INCREMENTAL)
@@ -71,7 +71,7 @@ def test_run_labels_inexact_maps_and_stores_their_measured_fidelity(
     printed = "".join(capsys.readouterr()).replace("\n", " ")
     maps = Run(out).maps.groupby("method")
     assert maps.approximation.first()["occlusion"] == "bfloat16"
-    assert maps.approximation.first()["bounded"] == "windows bounded at 0.5, bfloat16"
+    assert maps.approximation.first()["bounded"] == "windows bounded at 0.25, bfloat16"
     assert maps.approximation.count()["saliency"] == 0
     measured = Store(out).fidelity()
     assert set(measured) == {"occlusion", "bounded"}

@@ -177,8 +177,8 @@ class Spread:
     def of(
         cls, program: Program, rows: Intervals, columns: Intervals, bound: float | None = None
     ) -> "Spread":
-        axes = (spread(program, side, i, bound) for i, side in enumerate((rows, columns)))
-        return cls(program, *axes, bound)
+        down, across = (spread(program, x, i, bound) for i, x in enumerate((rows, columns)))
+        return cls(program, down, across, bound)
 
     def group(self, rows: np.ndarray, columns: np.ndarray, dense_from: int) -> Group:
         """The windows of these painted rows and columns; whole maps from step ``dense_from`` on."""
