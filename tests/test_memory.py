@@ -19,6 +19,18 @@ def peak(count: int, world: Path, checkpoint: Path, run: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trunk", "way"), [("resnet18", "incremental"), ("vgg11", "incremental"), ("resnet18", "dense")]
+)
+def test_sweep_takes_the_memory_that_the_plan_states(trunk: str, way: str) -> None:
+    command = [sys.executable, "-m", "tests.sweep_probe", trunk, "224", way]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    measured, stated = map(int, done.stdout.split())
+    assert stated / 3 <= measured <= stated
+
+
+@pytest.mark.slow
 def test_worker_memory_does_not_grow_with_the_number_of_examples(
     world: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

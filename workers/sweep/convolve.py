@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workers.sweep import machine
 from workers.sweep.intervals import Support
-from workers.sweep.winograd import suits, winograd
+from workers.sweep.winograd import POINTS, suits, winograd
 
 if TYPE_CHECKING:
     from workers.sweep.operations import Convolution
@@ -79,6 +79,17 @@ def _finish(conv: "Convolution", y: Tensor, other: Tensor | None) -> Tensor:
     if other is not None:
         y = y.add_(other)
     return y.relu_() if conv.relu else y
+
+
+def copies(conv: "Convolution", device: torch.device) -> float:
+    """How many times a convolution's weights are held, at most: folded; in oneDNN's order with and
+    without padding, or transformed for every tile size."""
+    if device.type != "cpu" or conv.weight.dtype not in (torch.float32, torch.bfloat16):
+        return 1
+    transformed = conv.weight.new_empty(1, conv.weight.shape[1], 3, 3)
+    if suits(conv, transformed, conv.acting(False)):
+        return 1 + sum((m + 2) ** 2 / 9 for m in POINTS)
+    return 3
 
 
 class Kernels:

@@ -34,6 +34,10 @@ Way = Literal["incremental", "dense", "plain"]
 WAYS: tuple[Way, ...] = ("plain", "dense", "incremental")
 CACHED_BYTES = 64 * 2**20
 """On the CPU windows go through in batches of about this size; larger ones leave the caches."""
+ALLOCATOR = 1.25
+"""Memory taken for each byte in use: freed blocks that are not given back, and odd sizes."""
+SCRATCH_BYTES = 128 * 2**20
+"""Scratch of the convolution libraries, and what is timed at the start."""
 SHARE = 4
 """A batch takes at most this part of the free memory: a quarter."""
 
@@ -52,7 +56,8 @@ class Choice(Frozen):
     seconds: float | None = None
     """Of one image's trunk passes."""
     peak_bytes: int | None = None
-    """Weights, clean maps and one batch of windows; None where the trunk cannot be looked into."""
+    """Weights, clean maps and one batch of windows, beyond the libraries; None where the trunk
+    cannot be looked into."""
 
     def __str__(self) -> str:
         if self.way == "plain":
@@ -204,12 +209,16 @@ class Engine:
         )
 
     def _peak_bytes(self, schedule: Schedule, way: Way) -> int:
-        """Weights of the model and of its program, clean maps, and a batch at its fullest."""
+        """Weights of the model and of its program, the kernels' own orders of them, clean maps,
+        and a batch at its fullest."""
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         held = self.options.batch * whole_live(schedule.program)
         if way == "incremental":
             held = schedule.clean_values + self._at_once(schedule) * schedule.live
-        return 2 * weights + held * self.program.dtype.itemsize
+        steps = self.program.steps if way != "plain" else ()
+        copies = sum(s.operation.copied_weights(self.model.device) for s in steps)
+        counted = weights + (copies + held) * self.program.dtype.itemsize
+        return round(ALLOCATOR * counted) + SCRATCH_BYTES
 
     def _at_once(self, schedule: Schedule) -> int:
         """Windows that weigh as much as a batch of whole images, within a share of the memory that

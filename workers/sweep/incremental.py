@@ -284,8 +284,11 @@ class _Planner:
     def _fetch(
         self, name: str, wanted: Place, skip: tuple[int, int] = (1, 1), border: float = 0.0
     ) -> Gather | None:
-        """None where the value's own windows are what is wanted."""
+        """None where the value's own windows are what is wanted, or the whole of a constant: what
+        it meets may be no map an image (attention's windows)."""
         if name in self.program.constants:
+            if wanted.same(self._whole(name)):
+                return None
             nowhere = np.full(len(self.cells), -1)
             return Gather(wanted.size, table_of(wanted.top, wanted.left, nowhere, nowhere), skip)
         have = self.places[name]
@@ -312,7 +315,7 @@ def run_group(
 ) -> Tensor:
     """Whole output maps of some windows of a group, from their painted pixels. The program may be
     of another precision than the one the group was planned for."""
-    values: dict[str, Tensor] = {INPUT: painted}
+    values: dict[str, Tensor] = {INPUT: painted, **program.constants}
     for action, step in zip(group.actions, program.steps, strict=True):
         operands = list(_operands(action, rows, values, clean, len(painted)))
         values[step.value] = step.operation(operands, action.padded)

@@ -41,6 +41,10 @@ class Operation(ABC):
         """Multiply-adds of one output position."""
         return 0
 
+    def copied_weights(self, device: torch.device) -> int:
+        """Numbers held for it beside the model's own weights, at most."""
+        return 0
+
     def to(self, device: torch.device, dtype: torch.dtype) -> "Operation":
         """Its weights elsewhere."""
         return self
@@ -71,6 +75,9 @@ class Convolution(Operation):
         bias = None if self.bias is None else self.bias.to(device, dtype)
         weight = self.weight.to(device, dtype, memory_format=torch.channels_last)
         return replace(self, weight=weight, bias=bias)
+
+    def copied_weights(self, device: torch.device) -> int:
+        return round(self.weight.numel() * convolve.copies(self, device))
 
     def scaled(self, affine: "Affine") -> "Convolution":
         """This convolution followed by a per-channel affine map, as one: ``w' = a w``,

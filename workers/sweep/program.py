@@ -94,8 +94,8 @@ def _absorb_sum(program: Program) -> list[Step]:
         if not isinstance(conv, Convolution) or len(before.operands) > 1 or not is_sum(step):
             return None
         (other,) = (name for name in step.operands if name != before.value)
-        if program.shapes[other] != program.shapes[before.value]:
-            return None
+        if other in program.constants or program.shapes[other] != program.shapes[before.value]:
+            return None  # a kernel adds a map an image
         return Step(step.value, conv, (*before.operands, other))
 
     return _merged(program, merge)

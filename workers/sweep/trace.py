@@ -57,7 +57,10 @@ def trace(trunk: nn.Module, pixels: Tensor) -> Program:
     tracer = _Tracer(_given(exported))
     for node in exported.graph.nodes:
         tracer.read(node)
-    return shortened(tracer.program(exported.graph.output_node()))
+    program = shortened(tracer.program(exported.graph.output_node()))
+    if not any(map(program.macs, program.steps)):
+        raise Untraceable("it has no convolution that windows could save")
+    return program
 
 
 def _export(trunk: nn.Module, pixels: Tensor) -> torch.export.ExportedProgram:
@@ -365,7 +368,7 @@ def _with_constant(
     tracer: _Tracer, node: fx.Node, function: Callable[..., Tensor], x: Value, constant: Tensor
 ) -> Value:
     """A constant a channel stays in the operation; a constant map is a value of its own."""
-    if len(x.axes) != 4:
+    if len(x.axes) != 4 or constant.ndim > 4:
         raise _Unknown
     full = constant.reshape((1,) * (4 - constant.ndim) + tuple(constant.shape))
     inverse = tuple(x.axes.index(i) for i in range(4))
@@ -448,6 +451,8 @@ def _unsqueeze(tracer: _Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
 
 def _slice(tracer: _Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
     x = _map(a["self"])
+    if isinstance(a["start"], Value) or isinstance(a["end"], Value):
+        raise _Unknown
     channels = tracer.shapes[x.name][0]
     start, stop, _ = slice(a["start"], a["end"]).indices(channels)
     if a["dim"] == 0 and start == 0 and a["start"] in (None, 0) and (a["end"] or 0) > 2**40:
