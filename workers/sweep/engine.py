@@ -155,6 +155,13 @@ class Engine:
         """How these windows will be swept."""
         return self._plan(*request).choice
 
+    def schedule(self, request: Request) -> Schedule:
+        """The groups of these windows; a trunk that is swept by plain calls has none."""
+        schedule = self._plan(*request).schedule
+        if schedule is None:
+            raise UserError(f"no schedule: {self.choice(request)}")
+        return schedule
+
     def _plan(self, windows: Windows, bound: float | None) -> Plan:
         key = (windows, bound)
         if key not in self.plans:
