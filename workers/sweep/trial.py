@@ -72,11 +72,13 @@ def check(trial: Trial) -> str:
 
 
 def _difference(trial: Trial, group: Group, painter: Painter) -> float:
-    """Of the group's last window, in units of the largest feature."""
+    """Of the group's last window, in units of the largest feature. The model sees it next to another
+    image: one whose features hang on their neighbours in the batch has no features of an image."""
     last = len(group.cells) - 1
     ours = trial.features(group, painter, torch.tensor([last], device=trial.model.device))
     window = trial.schedule.windows[int(group.cells[last])]
-    theirs = trial.model.trunk(trial.model.normalise(paint(trial.canvas, [window], trial.fill)))
+    canvases = torch.cat([paint(trial.canvas, [window], trial.fill), trial.canvas[None]])
+    theirs = trial.model.trunk(trial.model.normalise(canvases))[:1]
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
 
 
