@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from workers.methods.convolutions import REPLACED
+
 Rule = Literal["saliency", "guided", "deconvnet"]
 """The signal ``g`` that arrives at a ReLU of input ``x`` leaves it as
 
@@ -24,7 +26,7 @@ Rule = Literal["saliency", "guided", "deconvnet"]
 
 BACKWARD: dict[Rule, Callable[[Tensor, Tensor], Tensor]] = {
     "saliency": lambda g, is_open: g * is_open,
-    "guided": lambda g, is_open: g.clamp(min=0) * is_open,
+    "guided": lambda g, is_open: (g * is_open).relu_(),
     "deconvnet": lambda g, is_open: g.clamp(min=0),
 }
 
@@ -43,7 +45,8 @@ class ReluRules(TorchFunctionMode):
     The rule is chosen when the gradient is taken, so one forward pass serves all rules. A ReLU cut
     at a ceiling (``relu6``, ``clamp(0, c)``) is ``min(max(x, 0), c)``: the rule holds for the max,
     the min keeps its derivative. Every other operation, max-pooling and LSTM gates among them,
-    keeps its own. Not seen: ``x * (x > 0)``, ``torch.maximum(x, zeros)``, compiled code.
+    keeps its own, a few by a shorter way (``convolutions``). Not seen: ``x * (x > 0)``,
+    ``torch.maximum(x, zeros)``, compiled code.
     """
 
     rule: Rule = "saliency"
@@ -59,7 +62,8 @@ class ReluRules(TorchFunctionMode):
         kwargs = kwargs or {}
         call = RELUS[func](*args, **kwargs) if func in RELUS else None
         if call is None or not call.input.requires_grad:
-            return func(*args, **kwargs)
+            output = REPLACED[func](*args, **kwargs) if func in REPLACED else None
+            return func(*args, **kwargs) if output is None else output
         output = _Relu.apply(call.input, self, call.inplace)
         if call.ceiling is None:
             return output
@@ -69,17 +73,18 @@ class ReluRules(TorchFunctionMode):
 class _Relu(torch.autograd.Function):
     """ReLU that asks its scope for the backward rule.
 
-    It keeps the sign mask, not the activation, which a later in-place operation may overwrite.
+    It keeps the sign mask, not the activation, which a later in-place operation may overwrite;
+    as numbers, because products of numbers with booleans are slow.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scope: ReluRules, inplace: bool) -> Tensor:
         ctx.scope = scope
-        ctx.save_for_backward(x > 0)
-        if not inplace:
-            return x.relu()
-        ctx.mark_dirty(x)
-        return x.relu_()
+        output = x.relu_() if inplace else x.relu()
+        ctx.save_for_backward(output.sign())
+        if inplace:
+            ctx.mark_dirty(x)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -164,15 +169,20 @@ class Trace:
 
     def pull_back(self, gradient: Tensor, rule: Rule) -> tuple[Tensor, ...]:
         """The gradient at the output (of its shape) -> the gradient at each input."""
-        # Contiguous, because batch normalisation on the CPU (torch 2.15) misreads a channels-last
-        # gradient whose stride along a batch axis of length 1 is unusual.
         self.rules.rule = rule
-        return self._gradients(gradient.contiguous())
+        return self._gradients(gradient)
 
     def pull_back_many(self, gradients: Tensor, rule: Rule) -> tuple[Tensor, ...]:
         """``(n, *output)`` -> ``(n, *input)`` for each input: n backward passes as one batch."""
         self.rules.rule = rule
-        return torch.func.vmap(self._gradients)(gradients.contiguous())
+        return torch.func.vmap(self._gradients)(self._laid_out(gradients))
+
+    def _laid_out(self, gradients: Tensor) -> Tensor:
+        """In memory as the output is, so that the sums of branches do not mix two orders."""
+        axes = sorted(range(self.output.dim()), key=self.output.stride, reverse=True)
+        order = [0, *(axis + 1 for axis in axes)]
+        back = [order.index(axis) for axis in range(len(order))]
+        return gradients.permute(order).contiguous().permute(back)
 
     def _gradients(self, gradient: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(
