@@ -13,7 +13,6 @@ from argparse import ArgumentParser, Namespace
 
 import torch
 from against_captum import QUESTIONS, kazemi, scene
-from trunks import register
 
 from workers.catalog import pick_device
 from workers.methods.occlusion import Occlusion
@@ -50,7 +49,6 @@ def main() -> None:
     chosen = options()
     torch.set_num_threads(chosen.threads)
     device = pick_device(chosen.device)
-    register(chosen.trunk)
     model = kazemi(chosen.trunk, chosen.px).to(device)
     engine = Engine(model, Options(precision=chosen.precision, batch=chosen.batch))
     occlusion = Occlusion(grid=chosen.grid)

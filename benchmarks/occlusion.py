@@ -20,7 +20,6 @@ import torch
 from against_captum import QUESTIONS, RESULTS, Asked, kazemi, machine, scene, timed
 from captum import attr
 from scipy.stats import spearmanr
-from trunks import register
 
 from workers.methods.base import Row, Scene
 from workers.methods.occlusion import Occlusion
@@ -119,7 +118,6 @@ def error(asked: Scene, windows: Windows, sample: list[int]) -> tuple[float, flo
 
 def measure(chosen: Namespace) -> Measured:
     torch.set_num_threads(chosen.threads)
-    register(chosen.trunk)
     model = kazemi(chosen.trunk, chosen.px)
     engine, dense = Engine(model), Engine(model, Options(way="dense"))
     occlusion = Occlusion(grid=chosen.grid)

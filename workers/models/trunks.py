@@ -4,9 +4,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Annotated
 
+import torch
 from pydantic import AfterValidator
-from torch import nn
-from torchvision.models import ResNet, resnet18, resnet152
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
@@ -37,11 +39,15 @@ def _block(inputs: int, outputs: int, stride: int) -> BasicBlock:
     return BasicBlock(inputs, outputs, stride, shortcut)
 
 
-def _without_classifier(resnet: ResNet) -> nn.Sequential:
-    """Everything up to ``layer4``, whose last ReLU is the feature map; names stay torchvision's."""
+BESIDE = ("avgpool", "fc", "dropout", "classifier", "aux1", "aux2", "AuxLogits")
+"""Children that come after the last feature map, or beside it."""
+
+
+def _without_classifier(net: nn.Module) -> nn.Sequential:
+    """Everything up to the last feature map; names stay torchvision's."""
     trunk = nn.Sequential()
-    for name, module in resnet.named_children():
-        if name not in ("avgpool", "fc"):
+    for name, module in net.named_children():
+        if name not in BESIDE:
             trunk.add_module(name, module)
     return trunk
 
@@ -70,11 +76,48 @@ def damp_residuals(trunk: nn.Module, scale: float = 0.2) -> None:
             nn.init.constant_(module.bn2.weight, scale)
 
 
+class Inception(nn.Module):
+    """GoogLeNet or Inception v3 up to its last feature map; ``transform`` repeats on the input what
+    torchvision's pretrained weights expect. Names stay torchvision's."""
+
+    def __init__(self, name: str, transform: bool = False) -> None:
+        super().__init__()
+        net = models.get_model(name, init_weights=False, transform_input=transform)
+        self.net = _without_classifier(net)
+        self._transform = net._transform_input
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.net(self._transform(pixels))
+
+
+def _torchvision(name: str) -> nn.Module:
+    """One of torchvision's networks up to its last feature map, freshly initialised."""
+    if name in ("googlenet", "inception_v3"):
+        return Inception(name)
+    device = torch.get_default_device()
+    # RegNet computes its widths with tensors, of which meta ones have no values.
+    with torch.device("cpu" if name.startswith("regnet") else device):
+        net = models.get_model(name).to(device)
+    whole = next((part for part in WHOLE if hasattr(net, part)), None)
+    return _without_classifier(net) if whole is None else getattr(net, whole)
+
+
+WHOLE = ("features", "layers")
+"""What some networks call everything up to the last feature map."""
+FAMILIES = (
+    *("resnet", "resnext", "wide_resnet", "vgg", "densenet", "mobilenet", "efficientnet"),
+    *("convnext", "regnet", "googlenet", "inception", "squeezenet", "mnasnet"),
+)
+"""Of torchvision's classification networks, those with a convolutional feature map at the end."""
+
 TRUNKS: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
     "small": SmallTrunk,
-    "resnet18": lambda _: _without_classifier(resnet18()),
-    "resnet152": lambda _: _without_classifier(resnet152()),
-    "resnet152_caffe": lambda _: _without_classifier(_caffe_style(resnet152())),
+    "resnet152_caffe": lambda _: _without_classifier(_caffe_style(models.resnet152())),
+    **{
+        name: lambda _, name=name: _torchvision(name)  # type: ignore[misc]
+        for name in models.list_models(models)
+        if name.startswith(FAMILIES)
+    },
 }
 """Trunk builders by name; each is given the ``channels`` of the model's configuration, which only
 the small one uses. All ResNets have stride 32: 14x14 cells at 448 pixels."""
