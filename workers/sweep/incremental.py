@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from workers.sweep.gather import Gather, table_of
 from workers.sweep.intervals import Intervals, Windows1d, bounded, hull, through
 from workers.sweep.operations import HERE
-from workers.sweep.program import INPUT, Program, Step
+from workers.sweep.program import BATCH, INPUT, Program, Step
 
 Axis = dict[str, Intervals]
 """A value's changed interval along one axis, for each row (or column) of painted windows."""
@@ -315,9 +316,9 @@ def run_group(
 ) -> Tensor:
     """Whole output maps of some windows of a group, from their painted pixels. The program may be
     of another precision than the one the group was planned for."""
-    values: dict[str, Tensor] = {INPUT: painted, **program.constants}
+    values: dict[str, Any] = {INPUT: painted, BATCH: len(painted)}
     for action, step in zip(group.actions, program.steps, strict=True):
-        operands = list(_operands(action, rows, values, clean, len(painted)))
+        operands = list(_operands(action, rows, values, clean, program.constants))
         values[step.value] = step.operation(operands, action.padded)
         del operands
         for name in action.dead:
@@ -329,15 +330,15 @@ def run_group(
 def _operands(
     action: Action,
     rows: Tensor,
-    values: Mapping[str, Tensor],
+    values: Mapping[str, Any],
     clean: Mapping[str, Tensor],
-    count: int,
-) -> Iterator[Tensor | int]:
+    constants: Mapping[str, Tensor],
+) -> Iterator[Any]:
     for name, gather in zip(action.step.operands, action.gathers, strict=True):
         if gather is not None:
             yield gather(clean[name], values.get(name), rows)
         else:
-            yield values.get(name, count)
+            yield constants[name] if name in constants else values[name]
 
 
 def sources(groups: Sequence[Group], output: str) -> set[str]:
