@@ -149,7 +149,8 @@ def test_gather_takes_maps_in_any_memory_layout(order: tuple[int, ...]) -> None:
     assert torch.equal(cut(*strided, rows), cut(clean, windows, rows))
 
 
-def test_gather_refuses_a_window_of_other_channels() -> None:
-    cut = Gather((2, 2), torch.zeros(1, 4, dtype=torch.int32))
-    with pytest.raises(ValueError, match="3 changed channels over 4 clean ones"):
-        cut(torch.zeros(1, 4, 5, 5), torch.zeros(1, 3, 2, 2), torch.arange(1))
+@pytest.mark.parametrize(("windows", "channels"), [(2, 3), (1, 4), (3, 4)])
+def test_gather_refuses_windows_that_do_not_fit_the_table(windows: int, channels: int) -> None:
+    cut = Gather((2, 2), torch.zeros(2, 4, dtype=torch.int32))
+    with pytest.raises(ValueError, match=f"{windows} windows of {channels} channels for 2 rows"):
+        cut(torch.zeros(1, 4, 5, 5), torch.zeros(windows, channels, 2, 2), torch.arange(2))

@@ -37,8 +37,11 @@ class Gather:
         out = torch.empty(shape, dtype=clean.dtype, device=clean.device)
         if changed is None:
             changed = clean.new_empty(len(table), channels, 0, 0)
-        if clean.shape[1] != changed.shape[1]:
-            raise ValueError(f"{changed.shape[1]} changed channels over {channels} clean ones")
+        if changed.shape[:2] != (len(table), channels):  # read without a look at the bounds
+            raise ValueError(
+                f"{len(changed)} windows of {changed.shape[1]} channels for {len(table)} rows over "
+                f"{channels} clean channels"
+            )
         last = (_channels_last(clean)[0], _channels_last(changed))
         FILL[clean.device.type](out, *last, table, self.skip, self.border)
         return out.permute(0, 3, 1, 2)
