@@ -28,7 +28,7 @@ from workers.sweep.program import Program
 from workers.sweep.schedule import Schedule, best_schedule, whole_live
 from workers.sweep.trace import Untraceable, trace
 from workers.sweep.trial import Trial, check, time_ways
-from workers.sweep.windows import Request, Windows, paint
+from workers.sweep.windows import Request, Window, Windows, paint
 
 Way = Literal["incremental", "dense", "plain"]
 WAYS: tuple[Way, ...] = ("plain", "dense", "incremental")
@@ -91,8 +91,8 @@ class _Trunk(nn.Module):
 
 @dataclass(eq=False)
 class Plan:
-    """What is prepared for one set of windows. ``batch`` windows go through at once; it is halved
-    when the device runs out of memory."""
+    """What is prepared for one set of windows. ``batch`` windows (or whole painted images) go
+    through at once; it is halved when the device runs out of memory."""
 
     choice: Choice
     schedule: Schedule | None = None
@@ -182,12 +182,12 @@ class Engine:
             schedule,
             self._groups(schedule),
         )
-        plan.batch = self._at_once(schedule)
         fault = "" if bound else check(Trial(self.split, self.exact, schedule, plan.groups))
         if fault:
             return Plan(Choice(way="plain", reason=fault, passes=len(windows)))
         seconds = time_ways(Trial(self.split, self.program, schedule, plan.groups))
         plan.choice = self._decide(schedule, seconds, bound)
+        plan.batch = self._at_once(schedule, plan.choice.way)
         return plan
 
     def _groups(self, schedule: Schedule) -> list[tuple[Group, Painter]]:
@@ -219,20 +219,21 @@ class Engine:
         """Weights of the model and of its program, the kernels' own orders of them, clean maps,
         and a batch at its fullest."""
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        held = self.options.batch * whole_live(schedule.program)
-        if way == "incremental":
-            held = schedule.clean_values + self._at_once(schedule) * schedule.live
+        each = schedule.live if way == "incremental" else whole_live(schedule.program)
+        held = schedule.clean_values + self._at_once(schedule, way) * each
         steps = self.program.steps if way != "plain" else ()
         copies = sum(s.operation.copied_weights(self.model.device) for s in steps)
         counted = weights + (copies + held) * self.program.dtype.itemsize
         return round(ALLOCATOR * counted) + SCRATCH_BYTES
 
-    def _at_once(self, schedule: Schedule) -> int:
-        """Windows that weigh as much as a batch of whole images, within a share of the memory that
-        is free; on the CPU no more than the caches like."""
+    def _at_once(self, schedule: Schedule, way: Way) -> int:
+        """Whole images of a batch, or windows that weigh as much, within a share of the memory
+        that is free; of windows on the CPU no more than the caches like."""
         device, itemsize = self.model.device, self.program.dtype.itemsize
-        room = self.options.batch * whole_live(schedule.program) * itemsize
-        room = min(room, machine.free_memory(device) // SHARE)
+        each = whole_live(schedule.program)
+        room = min(self.options.batch * each * itemsize, machine.free_memory(device) // SHARE)
+        if way != "incremental":
+            return max(1, room // (each * itemsize))
         if device.type == "cpu":
             room = min(room, CACHED_BYTES)
         return max(1, room // (schedule.live * itemsize))
@@ -260,19 +261,20 @@ class Engine:
         fill = fill.to(canvas)
         with arithmetic(self.options.precision), torch.inference_mode():
             if plan.choice.way == "dense":
-                return self._dense(scene, windows, canvas, fill, chosen)
+                return self._dense(scene, plan, canvas, fill, [windows[i] for i in chosen])
             return self._incremental(scene, plan, canvas, fill, chosen)
 
     def _dense(
-        self, scene: Scene, windows: Windows, canvas: Tensor, fill: Tensor, chosen: list[int]
+        self, scene: Scene, plan: Plan, canvas: Tensor, fill: Tensor, windows: list[Window]
     ) -> Sweep:
         def pool(canvases: Tensor) -> Tensor:
             return self._pool(scene, self.program(self._pixels(canvases)))
 
         pooled = in_batches(
             scene,
-            len(chosen),
-            lambda batch: pool(paint(canvas, [windows[i] for i in chosen[batch]], fill)),
+            len(windows),
+            lambda batch: pool(paint(canvas, windows[batch], fill)),
+            plan,
         )
         return Sweep(classify(scene, pool(canvas[None]))[0], classify(scene, pooled))
 

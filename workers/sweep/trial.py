@@ -72,8 +72,8 @@ def check(trial: Trial) -> str:
 
 
 def _difference(trial: Trial, group: Group, painter: Painter) -> float:
-    """Of the group's last window, in units of the largest feature. The model sees it next to another
-    image: one whose features hang on their neighbours in the batch has no features of an image."""
+    """Of the group's last window, in units of the largest feature. The model sees it next to
+    another image: features that hang on their neighbours in the batch are nobody's own."""
     last = len(group.cells) - 1
     ours = trial.features(group, painter, torch.tensor([last], device=trial.model.device))
     window = trial.schedule.windows[int(group.cells[last])]
