@@ -12,7 +12,7 @@ from workers.sweep.intervals import Intervals
 from workers.sweep.program import Program
 from workers.sweep.windows import Windows
 
-GROUPS = (1, 2, 4, 6)
+GROUPS = (1, 2, 3, 4)
 """Numbers of groups along an axis that are compared."""
 
 
