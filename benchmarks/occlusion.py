@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from against_captum import QUESTIONS, RESULTS, Asked, kazemi, machine, scene, timed
 from captum import attr
 from scipy.stats import spearmanr
+from torch import nn
 
 from workers.methods.base import Row, Scene
 from workers.methods.occlusion import Occlusion
@@ -79,6 +81,25 @@ def options() -> Namespace:
     return parser.parse_args()
 
 
+@torch.no_grad()
+def livened(model: Kazemi) -> Kazemi:
+    """Batch statistics of a few pictures, so that a random trunk's features depend on its input at
+    any depth, and logits that are far from indifferent."""
+    side = model.geometry.input_height
+    noise = torch.randn(4, 3, 14, 14, generator=torch.Generator().manual_seed(2))
+    pictures = F.interpolate(noise, (side, side), mode="bicubic")
+    norms = [module for module in model.trunk_net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.train().momentum = 1
+    model.trunk(pictures)
+    for norm in norms:
+        norm.eval()
+    sharpen = 4 / scene(model, QUESTIONS).output.logits.std()
+    for parameter in model.classifier.lin2.parameters():
+        parameter.mul_(sharpen)
+    return model
+
+
 def explained(model: Kazemi, chosen: Namespace, engine: Engine | None) -> Scene:
     """An empty scene: nothing is computed yet."""
     names = ("predicted", "truth")[: chosen.targets]
@@ -118,7 +139,7 @@ def error(asked: Scene, windows: Windows, sample: list[int]) -> tuple[float, flo
 
 def measure(chosen: Namespace) -> Measured:
     torch.set_num_threads(chosen.threads)
-    model = kazemi(chosen.trunk, chosen.px)
+    model = livened(kazemi(chosen.trunk, chosen.px))
     engine, dense = Engine(model), Engine(model, Options(way="dense"))
     occlusion = Occlusion(grid=chosen.grid)
     geometry = Geometry(input_height=chosen.px, input_width=chosen.px)
