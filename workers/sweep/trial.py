@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,10 +59,10 @@ class Trial:
 
 
 def check(trial: Trial) -> str:
-    """Why the traced trunk cannot be trusted, or nothing: one window of the first, the middle and
-    the last group are compared with the model itself."""
-    for number in sorted({0, len(trial.groups) // 2, len(trial.groups) - 1}):
-        difference = _difference(trial, *trial.groups[number])
+    """Why the traced trunk cannot be trusted, or nothing: the windows of two corners and of the
+    middle are compared with the model itself."""
+    for number, row in _samples(trial):
+        difference = _difference(trial, *trial.groups[number], row)
         tolerance = TOLERANCE.get(trial.model.dtype, 1e-2)
         if not difference <= tolerance:
             return (
@@ -71,12 +72,21 @@ def check(trial: Trial) -> str:
     return ""
 
 
-def _difference(trial: Trial, group: Group, painter: Painter) -> float:
-    """Of the group's last window, in units of the largest feature. The model sees it next to
-    another image: features that hang on their neighbours in the batch are nobody's own."""
-    last = len(group.cells) - 1
-    ours = trial.features(group, painter, torch.tensor([last], device=trial.model.device))
-    window = trial.schedule.windows[int(group.cells[last])]
+def _samples(trial: Trial) -> list[tuple[int, int]]:
+    """The first window of the first group, the last of the last, and the middle one of the largest
+    group: a window at the border is moved inwards, which hides intervals that are too short."""
+    sizes = [len(group.cells) for group, _ in trial.groups]
+    largest, last = sizes.index(max(sizes)), len(sizes) - 1
+    y, x = np.divmod(trial.groups[largest][0].cells, len(trial.schedule.windows.columns))
+    middle = np.abs(y - np.median(y)) + np.abs(x - np.median(x))
+    return [(0, 0), (largest, int(middle.argmin())), (last, sizes[-1] - 1)]
+
+
+def _difference(trial: Trial, group: Group, painter: Painter, row: int) -> float:
+    """Of one window, in units of the largest feature. The model sees it next to another image:
+    features that hang on their neighbours in the batch are nobody's own."""
+    ours = trial.features(group, painter, torch.tensor([row], device=trial.model.device))
+    window = trial.schedule.windows[int(group.cells[row])]
     canvases = torch.cat([paint(trial.canvas, [window], trial.fill), trial.canvas[None]])
     theirs = trial.model.trunk(trial.model.normalise(canvases))[:1]
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
