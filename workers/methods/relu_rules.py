@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from workers.methods.convolutions import REPLACED
+from workers.methods.shortcuts import REPLACED
 
 Rule = Literal["saliency", "guided", "deconvnet"]
 """The signal ``g`` that arrives at a ReLU of input ``x`` leaves it as
@@ -45,7 +45,7 @@ class ReluRules(TorchFunctionMode):
     The rule is chosen when the gradient is taken, so one forward pass serves all rules. A ReLU cut
     at a ceiling (``relu6``, ``clamp(0, c)``) is ``min(max(x, 0), c)``: the rule holds for the max,
     the min keeps its derivative. Every other operation, max-pooling and LSTM gates among them,
-    keeps its own, a few by a shorter way (``convolutions``). Not seen: ``x * (x > 0)``,
+    keeps its own, a few by a shorter way (``shortcuts``). Not seen: ``x * (x > 0)``,
     ``torch.maximum(x, zeros)``, compiled code.
     """
 
