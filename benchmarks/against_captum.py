@@ -28,10 +28,12 @@ QUESTIONS: tuple[Tokens, ...] = (
 def options(doc: str, repeats: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--trunk", default="resnet18")
-    parser.add_argument("--pixels", type=int, default=224)
+    parser.add_argument("--trunk", default="resnet18", help="any of torchvision's, or our own")
+    parser.add_argument("--px", "--pixels", type=int, default=224)
     parser.add_argument("--questions", type=int, default=3, choices=range(1, 4))
+    parser.add_argument("--targets", type=int, default=2, choices=(1, 2))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--record", action="store_true", help=f"write to {RESULTS.name}")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -85,6 +87,16 @@ class Pairs:
     ours: Any
     theirs: Any
 
+    @property
+    def ratios(self) -> list[float]:
+        """Of each pair, theirs to ours."""
+        return [theirs / ours for ours, theirs in self.seconds]
+
+    @property
+    def ratio(self) -> float:
+        """Their median."""
+        return statistics.median(self.ratios)
+
 
 def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> Pairs:
     runs = [(timed(ours), timed(theirs)) for _ in range(repeats)]
@@ -101,7 +113,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 
 def report(title: str, pairs: Pairs, notes: list[str], record: bool) -> None:
     """A Markdown section, printed, and put in place of the one of the same title."""
-    ratios = [theirs / ours for ours, theirs in pairs.seconds]
+    ratios = pairs.ratios
     ours, theirs = (statistics.median(column) for column in zip(*pairs.seconds, strict=True))
     text = "\n".join(
         [
@@ -109,7 +121,7 @@ def report(title: str, pairs: Pairs, notes: list[str], record: bool) -> None:
             "",
             "| ours | Captum | ratio, median of pairs | smallest to largest | pairs |",
             "| --- | --- | --- | --- | --- |",
-            f"| {ours:.3f} s | {theirs:.3f} s | **{statistics.median(ratios):.2f}** "
+            f"| {ours:.3f} s | {theirs:.3f} s | **{pairs.ratio:.2f}** "
             f"| {min(ratios):.2f} to {max(ratios):.2f} | {len(ratios)} |",
             "",
             *(f"- {note}" for note in [*notes, machine()]),

@@ -1,19 +1,35 @@
-"""Five gradient methods of one image, three questions, two targets each: ours and Captum's.
+"""The gradient methods of one image, all questions and targets: ours and Captum's.
 
-    python benchmarks/gradients.py [--repeats 9] [--questions 3] [--trunk resnet18] [--pixels 224]
+    python benchmarks/gradients.py --trunk resnet18 --px 224 --questions 1 --targets 2 --json
 
 Saliency, guided backpropagation, deconvnet, Grad-CAM and guided Grad-CAM: five calls of Captum a
-question and target; ours share their passes, from an empty scene. Float32 sums in another order
-flip a ReLU at zero here and there, so equality is measured in float64 too. ``--record`` writes the
-figures to RESULTS.md.
+question and target. Ours share their passes, from an empty scene; the gradients of the words, which
+Captum's five do not give, are timed after them. Weights have been prepared by a run before, as they
+are in a worker. Float32 sums in another order flip a ReLU at zero here and there, so equality is
+measured in float64 too. ``--record`` writes a section of RESULTS.md.
 """
 
+import json
+import statistics
 import warnings
+from argparse import Namespace
+from dataclasses import asdict, dataclass
 
 import numpy as np
-from against_captum import QUESTIONS, Asked, in_turn, kazemi, options, report, scene
+from against_captum import (
+    QUESTIONS,
+    Asked,
+    Pairs,
+    in_turn,
+    kazemi,
+    machine,
+    options,
+    report,
+    scene,
+    timed,
+)
 from captum import attr
-from torch import Tensor
+from torch import Tensor, nn
 
 from workers.methods.base import Row, Scene
 from workers.methods.gradients import (
@@ -23,6 +39,7 @@ from workers.methods.gradients import (
     GuidedGradCam,
     Saliency,
 )
+from workers.methods.words import WordGradient
 from workers.models.kazemi import Kazemi
 
 OURS = {
@@ -34,10 +51,49 @@ OURS = {
 }
 
 
-def ours(model: Kazemi, questions: int) -> dict[str, np.ndarray]:
-    asked = scene(model, QUESTIONS[:questions], gradients=True)
+@dataclass(frozen=True)
+class Measured:
+    """One line of JSON. Errors are in units of a method's largest value."""
+
+    trunk: str
+    px: int
+    questions: int
+    targets: int
+    captum_ms: float
+    ours_ms: float
+    words_ms: float
+    """What the gradients of the words cost on top."""
+    ratio_captum: float
+    """Median over the pairs."""
+    max_rel_err_float64: float
+    max_rel_err_float32: float
+    machine: str
+
+
+def model_of(chosen: Namespace) -> Kazemi:
+    """Captum's hooks need ReLUs that do not overwrite their input."""
+    model = kazemi(chosen.trunk, chosen.px)
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    return model
+
+
+def explained(model: Kazemi, chosen: Namespace) -> Scene:
+    """An empty scene: nothing is computed yet."""
+    names = ("predicted", "truth")[: chosen.targets]
+    return scene(model, QUESTIONS[: chosen.questions], targets=names, gradients=True)
+
+
+def ours(asked: Scene) -> dict[str, np.ndarray]:
     maps = {name: method.explain(asked).arrays for name, method in OURS.items()}
     return {name: arrays.get("signed", arrays["map"]) for name, arrays in maps.items()}
+
+
+def words(asked: Scene) -> float:
+    """Seconds of the gradients of the words, once the others are there."""
+    ours(asked)
+    return timed(lambda: WordGradient().explain(asked))[0]
 
 
 def captum(asked: Scene) -> dict[str, np.ndarray]:
@@ -68,23 +124,51 @@ def largest_difference(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray
     )
 
 
+def measure(chosen: Namespace) -> tuple[Measured, Pairs]:
+    model = model_of(chosen)
+    asked = explained(model, chosen)
+    _ = asked.rows
+    ours(explained(model, chosen))
+    pairs = in_turn(lambda: ours(explained(model, chosen)), lambda: captum(asked), chosen.repeats)
+    spent = [words(explained(model, chosen)) for _ in range(chosen.repeats)]
+    exact = explained(model.double(), chosen)
+    measured = Measured(
+        trunk=chosen.trunk,
+        px=chosen.px,
+        questions=chosen.questions,
+        targets=chosen.targets,
+        captum_ms=1e3 * statistics.median(theirs for _, theirs in pairs.seconds),
+        ours_ms=1e3 * statistics.median(ours for ours, _ in pairs.seconds),
+        words_ms=1e3 * statistics.median(spent),
+        ratio_captum=pairs.ratio,
+        max_rel_err_float64=largest_difference(ours(exact), captum(exact)),
+        max_rel_err_float32=largest_difference(pairs.ours, pairs.theirs),
+        machine=machine(),
+    )
+    return measured, pairs
+
+
+def section(measured: Measured, pairs: Pairs, record: bool) -> None:
+    case = f"{measured.trunk}, {measured.px} px, questions: {measured.questions}"
+    notes = [
+        f"{measured.trunk}, {measured.px} px, five methods, {measured.questions} questions, "
+        f"{measured.targets} targets",
+        "largest difference, in units of a method's largest value: "
+        f"{measured.max_rel_err_float64:.1e} in float64, {measured.max_rel_err_float32:.1e} "
+        "in float32",
+        f"the gradients of the words take {measured.words_ms:.0f} ms more",
+    ]
+    report(f"Gradients, {case}", pairs, notes, record)
+
+
 def main() -> None:
     warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks")
-    chosen = options(__doc__, repeats=9)
-    model = kazemi(chosen.trunk, chosen.pixels)
-    asked = scene(model, QUESTIONS[: chosen.questions])
-    pairs = in_turn(lambda: ours(model, chosen.questions), lambda: captum(asked), chosen.repeats)
-    single = largest_difference(pairs.ours, pairs.theirs)
-    exact = scene(model.double(), QUESTIONS[: chosen.questions])
-    double = largest_difference(ours(model, chosen.questions), captum(exact))
-    notes = [
-        f"{chosen.trunk}, {chosen.pixels} px, five methods, {chosen.questions} questions, "
-        f"{len(asked.rows)} maps each",
-        f"largest difference, in units of a method's largest value: {double:.1e} in float64, "
-        f"{single:.1e} in float32",
-    ]
-    title = f"Gradients, {chosen.trunk}, {chosen.pixels} px, questions: {chosen.questions}"
-    report(title, pairs, notes, chosen.record)
+    chosen = options(__doc__ or "", repeats=9)
+    measured, pairs = measure(chosen)
+    if chosen.json:
+        print(json.dumps(asdict(measured)))
+    if not chosen.json or chosen.record:
+        section(measured, pairs, chosen.record)
 
 
 if __name__ == "__main__":
