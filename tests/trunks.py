@@ -1,94 +1,33 @@
-"""Torchvision's convolutional networks without their classifiers, random weights and statistics."""
+"""Convolutional trunks with random weights and statistics, and pictures for them."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import get_model, vgg
 from torchvision.ops import SqueezeExcitation
 
 from workers.models import trunks
 from workers.sweep.program import INPUT, Program
 
-CONFIGURATIONS = {"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}
-
-
-class BeforePooling(nn.Sequential):
-    """GoogLeNet and Inception v3: an optional shuffle of the input's colours, then all children
-    before the pooling."""
-
-    def __init__(self, name: str, transform_input: bool) -> None:
-        options = {"aux_logits": False, "init_weights": False, "transform_input": transform_input}
-        network = get_model(name, weights=None, **options)
-        names = [child for child, _ in network.named_children()]
-        super().__init__(*list(network.children())[: names.index("avgpool")])
-        self.transform: Callable[[Tensor], Tensor] = network._transform_input
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.transform(x))
-
-
-def _features(name: str) -> nn.Module:
-    return get_model(name, weights=None).features
-
-
-def _resnet(name: str) -> nn.Module:
-    return nn.Sequential(*list(get_model(name, weights=None).children())[:-2])
-
-
-def _vgg(name: str) -> nn.Module:
-    """The layers alone: the classifier's weights take seconds to draw."""
-    batch_norm = name.endswith("_bn")
-    letter = CONFIGURATIONS[name.removesuffix("_bn")]
-    return vgg.make_layers(vgg.cfgs[letter], batch_norm=batch_norm)
-
-
-def _regnet(name: str) -> nn.Module:
-    network = get_model(name, weights=None)
-    return nn.Sequential(network.stem, network.trunk_output)
-
-
-def _shufflenet(name: str) -> nn.Module:
-    return nn.Sequential(*list(get_model(name, weights=None).children())[:-1])
-
-
-def _mnasnet(name: str) -> nn.Module:
-    return get_model(name, weights=None).layers
-
-
-def _ours(name: str) -> nn.Module:
-    return trunks.TRUNKS[name]((8, 12, 16))
-
-
-Builder = Callable[[str], nn.Module]
-BUILDERS: dict[str, Builder] = {
-    "resnet152_caffe": _ours,
-    "small": _ours,
-    "resn": _resnet,
-    "wide_resnet": _resnet,
-    "vgg": _vgg,
-    "densenet": _features,
-    "mobilenet": _features,
-    "efficientnet": _features,
-    "convnext": _features,
-    "squeezenet": _features,
-    "regnet": _regnet,
-    "shufflenet": _shufflenet,
-    "mnasnet": _mnasnet,
-    "googlenet": partial(BeforePooling, transform_input=False),
-    "inception_v3": partial(BeforePooling, transform_input=False),
-}
-"""By the beginning of the name; ``transformed_`` before it: with ``transform_input``."""
-
 
 def network(name: str) -> nn.Module:
-    """By torchvision's name of the network or ours, as it is initialised there."""
-    if name.startswith("transformed_"):
-        return BeforePooling(name.removeprefix("transformed_"), transform_input=True)
-    return next(make for start, make in BUILDERS.items() if name.startswith(start))(name)
+    """One of ours by its name, as it is initialised there. It is laid out without memory first:
+    drawing the weights of a classifier that is thrown away can take seconds."""
+    with torch.device("meta"):
+        if name in TRANSFORMED:
+            trunk: nn.Module = trunks.Inception(name.removeprefix("transformed_"), transform=True)
+        else:
+            trunk = trunks.TRUNKS[name]((8, 12, 16))
+    trunk.to_empty(device="cpu")
+    for module in trunk.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return trunk
+
+
+TRANSFORMED = ("transformed_googlenet", "transformed_inception_v3")
+"""With ``transform_input``, as torchvision's own weights want it."""
 
 
 def build(name: str, seed: int = 0) -> nn.Module:

@@ -1,5 +1,5 @@
-"""The incremental sweep's pieces again, literally: whole painted passes, one window at a time, and
-loops over positions."""
+"""The incremental sweep's pieces again, literally: whole painted passes, and loops over
+positions."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,14 +19,12 @@ def features(
 ) -> Tensor:
     """The trunk's output ``(window, channel, y, x)`` for ``image (3, y, x)`` that shows ``fill``
     inside each half-open window (top, bottom, left, right)."""
-    outputs = []
-    for top, bottom, left, right in windows:
-        painted = image.clone()
+    painted = image.repeat(len(windows), 1, 1, 1)
+    for canvas, (top, bottom, left, right) in zip(painted, windows, strict=True):
         for y in range(top, bottom):
             for x in range(left, right):
-                painted[:, y, x] = fill[:, y, x]
-        outputs.append(trunk(painted[None])[0])
-    return torch.stack(outputs)
+                canvas[:, y, x] = fill[:, y, x]
+    return trunk(painted)
 
 
 def convolution(weight: np.ndarray, stride: int, padding: int, dilation: int) -> Layer:
