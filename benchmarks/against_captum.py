@@ -130,7 +130,7 @@ def report(title: str, pairs: Pairs, notes: list[str], record: bool) -> None:
     )
     print(text)
     if record:
-        _replace_section(title, text)
+        put_section(title, text)
 
 
 def machine() -> str:
@@ -143,7 +143,7 @@ def machine() -> str:
     )
 
 
-def _replace_section(title: str, text: str) -> None:
+def put_section(title: str, text: str) -> None:
     before = RESULTS.read_text() if RESULTS.exists() else "# Results\n\n"
     head, *sections = before.split("\n## ")
     kept = [f"## {section.strip()}\n" for section in sections if not section.startswith(title)]
