@@ -276,6 +276,27 @@ def test_batch_size_is_a_value_where_the_trunk_asks_for_it() -> None:
     assert sweeps.relative(program(pixels), trunk(pixels)) < 1e-13
 
 
+class Placed(nn.Module):
+    """A 3x3 convolution wide enough for every kernel, and a learned map added to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(3, 64), conv(64, 64)
+        self.positions = nn.Parameter(torch.randn(1, 64, 12, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.second(self.first(x)) + self.positions).relu()
+
+
+def test_constant_map_is_added_to_every_image_of_a_batch() -> None:
+    """A convolution's kernel adds a map an image; a constant is one for all."""
+    torch.manual_seed(0)
+    trunk = Placed().eval().requires_grad_(False)
+    pixels = torch.randn(3, 3, 12, 12)
+    program = trace(trunk, pixels)
+    assert sweeps.relative(program(pixels), trunk(pixels)) < 1e-5
+
+
 class Pair(nn.Module):
     """Two outputs."""
 
