@@ -50,6 +50,7 @@ class Explainer:
 
     def __init__(self, config: RunConfig, root: str) -> None:
         torch.set_num_threads(config.resources.threads)
+        torch.backends.cudnn.allow_tf32 = False  # on a GPU PyTorch's convolutions would round to it
         self.config = config
         self.store = Store(root)
         self.targets = self.store.record().targets

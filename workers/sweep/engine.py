@@ -124,12 +124,7 @@ class Engine:
             return self._trace()
         except Untraceable as reason:
             self.refusal = str(reason)
-        if self.options.way not in ("auto", "plain") or self.options.precision == "bfloat16":
-            raise UserError(
-                f"{type(self.model).__name__} can be swept by plain calls in float32 only, because "
-                f"{self.refusal}; set resources.engine to auto and precision to float32."
-            )
-        return None
+            return None
 
     @torch.no_grad()
     def _trace(self) -> Program:
@@ -172,7 +167,9 @@ class Engine:
 
     def _prepare(self, windows: Windows, bound: float | None) -> Plan:
         if self.exact is None:
-            return Plan(Choice(way="plain", reason=self.refusal, passes=len(windows)))
+            return self._plainly(windows, self.refusal)
+        if bound and self._plan(windows, None).schedule is None:
+            raise UserError(f"windows cannot be bounded: {self.choice(Request(windows))}")
         device, dtype = self.model.device, self.program.dtype
         schedule = best_schedule(
             self.exact, windows, rates(device, dtype), dtype.itemsize, bound=bound
@@ -184,11 +181,20 @@ class Engine:
         )
         fault = "" if bound else check(Trial(self.split, self.exact, schedule, plan.groups))
         if fault:
-            return Plan(Choice(way="plain", reason=fault, passes=len(windows)))
+            return self._plainly(windows, fault)
         seconds = time_ways(Trial(self.split, self.program, schedule, plan.groups))
         plan.choice = self._decide(schedule, seconds, bound)
         plan.batch = self._at_once(schedule, plan.choice.way)
         return plan
+
+    def _plainly(self, windows: Windows, reason: str) -> Plan:
+        """Plain calls, unless something was asked for that they cannot give."""
+        if self.options.way in ("auto", "plain") and self.options.precision != "bfloat16":
+            return Plan(Choice(way="plain", reason=reason, passes=len(windows)))
+        raise UserError(
+            f"{type(self.model).__name__} can be swept by plain calls in float32 only, because "
+            f"{reason}; set resources.engine to auto and precision to float32."
+        )
 
     def _groups(self, schedule: Schedule) -> list[tuple[Group, Painter]]:
         rectangles = np.array([list(window) for window in schedule.windows])
@@ -256,7 +262,8 @@ class Engine:
         plan = self._plan(windows, bound)
         chosen = list(range(len(windows)) if only is None else only)
         if plan.choice.way == "plain":
-            return plain.sweep(scene, windows, fill, chosen)
+            with arithmetic(self.options.precision):
+                return plain.sweep(scene, windows, fill, chosen)
         canvas = scene.canvas.to(self.model.device, self.model.dtype)
         fill = fill.to(canvas)
         with arithmetic(self.options.precision), torch.inference_mode():

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -91,6 +92,11 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = Path("/sys/fs/cgroup/memory.max")
+    return min(pages, _container_room())
+
+
+def _container_room() -> int:
+    """Bytes that the control group still allows."""
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     text = limit.read_text().strip() if limit.exists() else "max"
-    return pages if text == "max" else min(pages, int(text))
+    return sys.maxsize if text == "max" else max(0, int(text) - int(used.read_text()))
