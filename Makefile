@@ -17,9 +17,15 @@ lint: .venv/.installed-dev  ## style, types
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench: .venv/.installed-dev  ## ours beside Captum; prints ratios
-	$(PY) benchmarks/occlusion.py
-	$(PY) benchmarks/gradients.py
+bench: .venv/.installed-dev  ## ours beside Captum; prints ratios, about an hour
+	for trunk in resnet18 resnet50 vgg16; do for px in 224 448; do \
+	    $(PY) benchmarks/occlusion.py --trunk $$trunk --px $$px --record || exit 1; done; done
+	$(PY) benchmarks/occlusion.py --trunk resnet152 --px 448 --repeats 1 --record
+	$(PY) benchmarks/occlusion.py --questions 3 --targets 2 --record
+	for trunk in resnet18 resnet50 vgg16; do \
+	    $(PY) benchmarks/gradients.py --trunk $$trunk --questions 1 || exit 1; done
+	$(PY) benchmarks/floor.py
+	$(PY) benchmarks/overhead.py
 	$(PY) benchmarks/metrics.py
 
 easy-vqa: .venv/.installed  ## the same job on real easy-VQA; --set dataset.root=... elsewhere
