@@ -3,8 +3,9 @@
 python -m tests.sweep_probe TRUNK PIXELS WAY    prints bytes measured and bytes the plan states
 """
 
-import resource
+import re
 import sys
+from pathlib import Path
 
 import torch
 
@@ -18,8 +19,9 @@ from workers.sweep.engine import Engine, Options
 
 
 def resident() -> int:
-    """Peak so far, in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Peak so far, in bytes; ``getrusage`` would count the parent's from before the start."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # type: ignore[index]
 
 
 def main(trunk: str, pixels: int, way: str) -> None:

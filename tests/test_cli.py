@@ -81,8 +81,8 @@ def test_recipe_that_is_missing_lists_the_recipes(call: Call) -> None:
     [
         (
             "colour=red",
-            "colour: unknown key. Known here: dataset, model, methods, metrics, targets, seed, "
-            "limits, store, resources.",
+            "colour: unknown key. Known here: dataset, model, methods, metrics, targets, "
+            "precision, seed, limits, store, resources.",
         ),
         (
             "store.shards=3",
@@ -180,7 +180,11 @@ def test_run_with_failures_exits_with_one_and_says_what_to_do(
 
 def test_run_interrupted_says_so_and_goes_on(call: Call, recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    config = recipe(methods={"occlusion": {"grid": 16}}, store={"shard_size": 3})
+    config = recipe(
+        methods={"occlusion": {"grid": 24}},
+        store={"shard_size": 3},
+        resources={"executor": "local", "engine": "plain"},
+    )
     path = written(config, tmp_path)
     command = [sys.executable, "run_pipeline.py", "run", str(path), "--out", str(out)]
     driver = subprocess.Popen(

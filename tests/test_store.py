@@ -59,6 +59,8 @@ def row(question_id: int, shard: int) -> MapRow:
         minimum=0.0,
         maximum=1.0,
         mean=0.5,
+        approximation=None,
+        fidelity=None,
         scale=1.0,
         seconds=0.1,
         device="cpu",
