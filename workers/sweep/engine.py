@@ -174,18 +174,13 @@ class Engine:
         schedule = best_schedule(
             self.exact, windows, rates(device, dtype), dtype.itemsize, bound=bound
         )
-        plan = Plan(
-            Choice(way="incremental", reason="", passes=len(windows)),
-            schedule,
-            self._groups(schedule),
-        )
-        fault = "" if bound else check(Trial(self.split, self.exact, schedule, plan.groups))
+        groups = self._groups(schedule)
+        fault = "" if bound else check(Trial(self.split, self.exact, schedule, groups))
         if fault:
             return self._plainly(windows, fault)
-        seconds = time_ways(Trial(self.split, self.program, schedule, plan.groups))
-        plan.choice = self._decide(schedule, seconds, bound)
-        plan.batch = self._at_once(schedule, plan.choice.way)
-        return plan
+        seconds = time_ways(Trial(self.split, self.program, schedule, groups))
+        choice = self._decide(schedule, seconds, bound)
+        return Plan(choice, schedule, groups, self._at_once(schedule, choice.way))
 
     def _plainly(self, windows: Windows, reason: str) -> Plan:
         """Plain calls, unless something was asked for that they cannot give."""
@@ -268,8 +263,11 @@ class Engine:
         fill = fill.to(canvas)
         with arithmetic(self.options.precision), torch.inference_mode():
             if plan.choice.way == "dense":
-                return self._dense(scene, plan, canvas, fill, [windows[i] for i in chosen])
-            return self._incremental(scene, plan, canvas, fill, chosen)
+                swept = self._dense(scene, plan, canvas, fill, [windows[i] for i in chosen])
+            else:
+                swept = self._incremental(scene, plan, canvas, fill, chosen)
+        machine.save()  # kernels that the first sweep has timed
+        return swept
 
     def _dense(
         self, scene: Scene, plan: Plan, canvas: Tensor, fill: Tensor, windows: list[Window]

@@ -37,7 +37,7 @@ def _changed(program: Program, step: Step, changed: Axis, axis: int) -> Interval
     unknown = [n for n in step.operands if n not in changed and n not in program.constants]
     if step.operation.mixes or unknown:
         return Intervals.whole(count, size)
-    first, *others = (n for n in step.operands)
+    first, *others = step.operands
     own = [through(changed[first], step.operation.supports[axis], size)]
     return hull(own + [changed[name] for name in others if name in changed])
 

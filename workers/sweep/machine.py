@@ -60,7 +60,9 @@ _NEW: dict[Path, Numbers] = {}
 def once(key: str, device: torch.device, measure: Callable[[], float]) -> float:
     """A number measured on this device the first time it is asked for. ``save`` keeps it."""
     path = _file(device)
-    known = _KNOWN.setdefault(path, _read(path))
+    if path not in _KNOWN:
+        _KNOWN[path] = _read(path)
+    known = _KNOWN[path]
     if key not in known:
         known[key] = _NEW.setdefault(path, {})[key] = measure()
     return known[key]

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class Program:
         constants = {name: value.to(device, dtype) for name, value in self.constants.items()}
         return replace(self, steps=steps, constants=constants, dtype=dtype)
 
-    @property
+    @cached_property
     def last_uses(self) -> list[tuple[str, ...]]:
         """For each step the values that nobody needs after it."""
         seen, last = {self.output}, []
