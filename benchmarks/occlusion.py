@@ -14,6 +14,7 @@ import json
 import statistics
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,11 +26,10 @@ from torch import nn
 
 from workers.methods.base import Row, Scene
 from workers.methods.occlusion import Occlusion
-from workers.models.base import Geometry
 from workers.models.kazemi import Kazemi
 from workers.sweep import patches, plain
 from workers.sweep.engine import Engine, Options
-from workers.sweep.windows import Request, Windows
+from workers.sweep.windows import Windows
 
 PER_EVAL = (1, 4, 8, 16)
 """Captum's batch sizes that are tried."""
@@ -137,32 +137,48 @@ def error(asked: Scene, windows: Windows, sample: list[int]) -> tuple[float, flo
     return float((p - q).abs().max()), float(min(ranks))
 
 
+def fastest_per_eval(asked: Scene, coarse: int) -> int:
+    """Captum's best batch size, tried on a coarse grid."""
+    first = asked.rows[0]
+    return min(PER_EVAL, key=lambda n: timed(lambda: captum(asked, first, coarse, n))[0])
+
+
+def in_turn(
+    chosen: Namespace, asked: Scene, dense: Engine, windows: Windows, per_eval: int
+) -> list[tuple[float, float, float]]:
+    """Seconds of ours, of Captum and of plain passes, each repetition one after another."""
+    occlusion, fill = Occlusion(grid=chosen.grid), patches.constant(asked.canvas, patches.GRAY)
+    coarse, sample, total = int(chosen.sample**0.5), sampled(windows, chosen), len(windows) + 1
+    occlusion.explain(explained(asked.model, chosen, asked.engine))
+    times = []
+    for repeat in range(chosen.repeats):
+        row = asked.rows[repeat % len(asked.rows)]
+        empty = explained(asked.model, chosen, asked.engine)
+        ours, _ = timed(partial(occlusion.explain, empty))
+        theirs, _ = timed(partial(captum, asked, row, coarse, per_eval))
+        plainly, _ = timed(partial(dense.sweep, asked, windows, fill, only=sample))
+        theirs *= len(asked.rows) * total / (coarse**2 + 1)
+        times.append((ours, theirs, plainly * total / (len(sample) + 1)))
+    return times
+
+
+def sampled(windows: Windows, chosen: Namespace) -> list[int]:
+    return np.linspace(0, len(windows) - 1, chosen.sample).astype(int).tolist()
+
+
 def measure(chosen: Namespace) -> Measured:
     torch.set_num_threads(chosen.threads)
     model = livened(kazemi(chosen.trunk, chosen.px))
     engine, dense = Engine(model), Engine(model, Options(way="dense"))
-    occlusion = Occlusion(grid=chosen.grid)
-    geometry = Geometry(input_height=chosen.px, input_width=chosen.px)
-    ((windows, _),) = occlusion.sweeps(geometry)
-    choice = engine.choice(Request(windows))
-    dense.choice(Request(windows))
-    sample = np.linspace(0, len(windows) - 1, chosen.sample).astype(int).tolist()
+    (request,) = Occlusion(grid=chosen.grid).sweeps(model.geometry)
+    choice = engine.choice(request)
+    dense.choice(request)
     asked = explained(model, chosen, engine)
-    rows, fill = asked.rows, patches.constant(asked.canvas, patches.GRAY)
-    coarse = int(chosen.sample**0.5)
-    with torch.inference_mode(False):
-        per_eval = min(PER_EVAL, key=lambda n: timed(lambda: captum(asked, rows[0], coarse, n))[0])
-    ours, plainly, theirs = [], [], []
-    occlusion.explain(explained(model, chosen, engine))
-    for repeat in range(chosen.repeats):
-        empty = explained(model, chosen, engine)
-        ours.append(timed(lambda: occlusion.explain(empty))[0])  # noqa: B023 - called at once
-        row = rows[repeat % len(rows)]
-        spent, _ = timed(lambda: captum(asked, row, coarse, per_eval))  # noqa: B023
-        theirs.append(len(rows) * spent * (len(windows) + 1) / (coarse**2 + 1))
-        spent, _ = timed(lambda: dense.sweep(asked, windows, fill, only=sample))
-        plainly.append(spent * (len(windows) + 1) / (len(sample) + 1))
-    max_abs_err, rank_corr = error(asked, windows, sample)
+    per_eval = fastest_per_eval(asked, int(chosen.sample**0.5))
+    times = in_turn(chosen, asked, dense, request.windows, per_eval)
+    ours, theirs, plainly = zip(*times, strict=True)
+    sample = sampled(request.windows, chosen)
+    max_abs_err, rank_corr = error(asked, request.windows, sample)
     return Measured(
         trunk=chosen.trunk,
         px=chosen.px,
