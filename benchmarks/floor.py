@@ -16,9 +16,8 @@ from against_captum import QUESTIONS, kazemi, scene
 
 from workers.catalog import pick_device
 from workers.methods.occlusion import Occlusion
-from workers.sweep.cost import seconds
 from workers.sweep.engine import Engine, Options
-from workers.sweep.machine import fingerprint
+from workers.sweep.machine import fingerprint, seconds
 from workers.sweep.precision import arithmetic, working_type
 from workers.sweep.windows import Request
 

@@ -5,8 +5,8 @@ pre-packed 1x1 convolution can take half or twice the time of a plain one), so e
 call tries all of them on a few windows.
 """
 
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -136,7 +136,8 @@ class Kernels:
     ) -> float:
         """The position of the fastest."""
         other = None if other is None else other[:TRIAL]
-        seconds = [_seconds(kernel, self.conv, x[:TRIAL], other, at) for kernel in candidates]
+        runs = [partial(kernel, self.conv, x[:TRIAL], other, at) for kernel in candidates]
+        seconds = [machine.seconds(run, x.device, 2) for run in runs]
         return float(seconds.index(min(seconds)))
 
     def _candidates(self, x: Tensor, at: Supports) -> list[Kernel]:
@@ -150,19 +151,3 @@ class Kernels:
         if at == (Support(), Support()) and self.conv.groups == 1:
             kernels.append(matmul)
         return kernels
-
-
-def _seconds(
-    kernel: Kernel,
-    conv: "Convolution",
-    x: Tensor,
-    other: Tensor | None,
-    at: Supports,
-) -> float:
-    kernel(conv, x, other, at)  # compiles, packs, transforms weights
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        kernel(conv, x, other, at)
-        times.append(time.perf_counter() - start)
-    return min(times)

@@ -4,8 +4,6 @@
 compares plans; which engine runs is decided by timing it (docs/decisions/0006-sweep-engine.md).
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +14,7 @@ from workers.sweep import machine
 from workers.sweep.gather import Gather
 from workers.sweep.incremental import Group
 from workers.sweep.intervals import Support
+from workers.sweep.machine import seconds
 from workers.sweep.operations import Convolution
 
 
@@ -71,20 +70,3 @@ def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float, fl
     speck = Gather((1, 1), table)
     calling = seconds(lambda: speck(x[:1], x[:1], rows[:1]), device)
     return 2 * macs / convolving, 2 * x.numel() * x.element_size() / gathering, calling
-
-
-def seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """The fastest of a few runs, after one that is not counted."""
-    times = []
-    for _ in range(repeats + 1):
-        _wait(device)
-        start = time.perf_counter()
-        run()
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

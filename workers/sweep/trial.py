@@ -10,8 +10,8 @@ from torch import Tensor
 
 from workers.models.base import SplitModel
 from workers.sweep import machine
-from workers.sweep.cost import seconds
 from workers.sweep.incremental import Group, Painter, run_group
+from workers.sweep.machine import seconds
 from workers.sweep.program import Program
 from workers.sweep.schedule import Schedule
 from workers.sweep.windows import paint
