@@ -1,9 +1,11 @@
 """The incremental engine: random networks, batches and memory, and what makes it step back."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -20,11 +22,12 @@ from workers.errors import BadExample, UserError
 from workers.methods.base import Scene
 from workers.models.base import freeze
 from workers.sweep import gather, intervals, machine, plain
-from workers.sweep.engine import Engine, Options
+from workers.sweep.engine import Engine, Options, Way
 from workers.sweep.incremental import Group, Spread
 from workers.sweep.intervals import Intervals
 from workers.sweep.operations import Convolution, Operation
 from workers.sweep.plain import Sweep
+from workers.sweep.program import Program
 from workers.sweep.trace import trace
 from workers.sweep.windows import Request, Windows, grid_windows, strided_windows
 
@@ -163,30 +166,39 @@ def test_chosen_windows_come_in_the_order_asked_for() -> None:
 
 
 class SmallMemory(Operation):
-    """Another operation, on a device whose memory holds a limited number of its windows."""
+    """Another operation, on a device whose memory holds a limited number of its windows, and whose
+    memory something else fills during the next ``crowded`` calls on whole maps."""
 
     def __init__(self, inner: Operation, limit: int) -> None:
         self.inner, self.limit = inner, limit
         self.supports, self.border = inner.supports, inner.border
         self.tried: list[int] = []
+        self.crowded = 0
 
     def __call__(self, operands: list[Tensor], padded: bool) -> Tensor:
-        if not padded:
+        if padded:
+            self.crowded -= 1
+        else:
             self.tried.append(len(operands[0]))
-            if len(operands[0]) > self.limit:
-                raise torch.OutOfMemoryError("CUDA out of memory")
+        if self.crowded >= 0 if padded else self.tried[-1] > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return self.inner(operands, padded)
 
 
-def limited(limit: int) -> tuple[Engine, SmallMemory]:
-    """An engine whose program's second step runs out of memory, from after its trial on."""
-    engine = Engine(nets.build("resnet"), Options(way="incremental"))
-    engine.choice(Request(GRID))
-    engine.plans[GRID, None].batch = 16
-    steps = list(engine.program.steps)
+def squeezed(program: Program, limit: int) -> tuple[Program, SmallMemory]:
+    """Its second step runs out of memory."""
+    steps = list(program.steps)
     memory = SmallMemory(steps[1].operation, limit)
     steps[1] = replace(steps[1], operation=memory)
-    engine.program = replace(engine.program, steps=tuple(steps))
+    return replace(program, steps=tuple(steps)), memory
+
+
+def limited(limit: int, way: Way = "incremental") -> tuple[Engine, SmallMemory]:
+    """An engine whose program runs out of memory from after its trial on."""
+    engine = Engine(nets.build("resnet"), Options(way=way))
+    engine.choice(Request(GRID))
+    engine.plans[GRID, None].batch = 16
+    engine.program, memory = squeezed(engine.program, limit)
     return engine, memory
 
 
@@ -209,6 +221,51 @@ def test_sweep_that_fails_with_one_window_fails_the_example() -> None:
     with pytest.raises(BadExample, match="out of memory on cpu with a batch of 1 image of 24 x 20"):
         engine.sweep(nets.scene(engine.model), GRID, nets.canvas(seed=1))
     assert memory.tried[-1] == 1
+
+
+def test_sweep_whose_clean_maps_do_not_fit_paints_whole_images() -> None:
+    engine, memory = limited(16)
+    memory.crowded = 1
+    agree(*both(engine, nets.scene(engine.model), GRID))
+    assert memory.tried == []
+    agree(*both(engine, nets.scene(engine.model), GRID))
+    assert sum(memory.tried) == len(GRID)
+
+
+@pytest.mark.parametrize("way", ["incremental", "dense"])
+def test_clean_image_that_does_not_fit_fails_the_example(way: Way) -> None:
+    engine, memory = limited(16, way)
+    memory.crowded = sys.maxsize
+    with pytest.raises(BadExample, match="out of memory on cpu with a batch of 1 image of 24 x 20"):
+        engine.sweep(nets.scene(engine.model), GRID, nets.canvas(seed=1))
+
+
+def untried(limit: int, way: Way | Literal["auto"]) -> tuple[Engine, SmallMemory]:
+    """An engine whose trial runs out of memory."""
+    engine = Engine(nets.build("resnet"), Options(way=way))
+    assert engine.exact is not None
+    engine.exact, memory = squeezed(engine.exact, limit)
+    return engine, memory
+
+
+def test_trial_out_of_memory_times_fewer_windows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VQATLAS_CACHE", str(tmp_path))
+    engine, memory = untried(1, "incremental")
+    assert engine.choice(Request(GRID)).way == "incremental"
+    assert sorted(set(memory.tried))[:2] == [1, 2]
+    agree(*both(engine, nets.scene(engine.model), GRID))
+
+
+def test_trial_that_fails_with_one_window_leaves_plain_calls() -> None:
+    engine, _ = untried(0, "auto")
+    choice = engine.choice(Request(GRID))
+    assert choice.way == "plain"
+    assert choice.reason == "a trial of its traced trunk ran out of memory on cpu"
+    agree(*both(engine, nets.scene(engine.model), GRID))
+    with pytest.raises(UserError, match="because a trial of its traced trunk ran out of memory"):
+        untried(0, "incremental")[0].choice(Request(GRID))
 
 
 # --- stepping back --------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
 """Work in batches that shrink when the device's memory does not hold them."""
 
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from workers.errors import BadExample
 from workers.methods.base import Scene
+
+Result = TypeVar("Result")
 
 
 class Limit(Protocol):
@@ -30,7 +33,7 @@ def in_batches(
     start = 0
     while start < total:
         stop = min(start + limit.batch, total)
-        part = _unless_out_of_memory(compute, slice(start, stop))
+        part = unless_out_of_memory(partial(compute, slice(start, stop)))
         if part is None:
             _halve(scene, limit, stop - start)
             continue
@@ -39,12 +42,26 @@ def in_batches(
     return torch.cat(parts)
 
 
-def _unless_out_of_memory(compute: Callable[[slice], Tensor], items: slice) -> Tensor | None:
-    # Returning lets go of the error, whose traceback holds the failed batch's tensors.
+def halving(compute: Callable[[int], Result], batch: int) -> Result:
+    """``compute`` of the batch, or of the first of its halves that the device's memory holds."""
+    while batch > 1:
+        result = unless_out_of_memory(partial(compute, batch))
+        if result is not None:
+            return result
+        batch //= 2
+    return compute(1)
+
+
+def unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:
+    """None where the device's memory does not hold what is computed."""
+    # Past the handler the error is gone, and with its traceback the tensors that filled the memory.
     try:
-        return compute(items)
+        return compute()
     except torch.OutOfMemoryError:
-        return None
+        pass
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def _halve(scene: Scene, limit: Limit, tried: int) -> None:
@@ -56,5 +73,3 @@ def _halve(scene: Scene, limit: Limit, tried: int) -> None:
             "memory or a smaller input."
         )
     limit.batch = tried // 2
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -6,7 +6,7 @@ Three ways give the same logits: ``incremental`` recomputes only what a painted 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import Literal
 
@@ -19,7 +19,7 @@ from workers.errors import UserError
 from workers.methods.base import Scene
 from workers.models.base import Capability, SplitModel, VQAModel
 from workers.sweep import machine, plain
-from workers.sweep.batches import in_batches
+from workers.sweep.batches import Limit, in_batches, unless_out_of_memory
 from workers.sweep.cost import rates
 from workers.sweep.incremental import Group, Painter, run_group
 from workers.sweep.plain import Sweep, classify
@@ -161,7 +161,10 @@ class Engine:
         key = (windows, bound)
         if key not in self.plans:
             with arithmetic(self.options.precision), torch.inference_mode():
-                self.plans[key] = self._prepare(windows, bound)
+                plan = unless_out_of_memory(lambda: self._prepare(windows, bound))
+            self.plans[key] = plan or self._plainly(
+                windows, f"a trial of its traced trunk ran out of memory on {self.model.device}"
+            )
             machine.save()
         return self.plans[key]
 
@@ -270,25 +273,30 @@ class Engine:
         return swept
 
     def _dense(
-        self, scene: Scene, plan: Plan, canvas: Tensor, fill: Tensor, windows: list[Window]
+        self, scene: Scene, limit: Limit, canvas: Tensor, fill: Tensor, windows: list[Window]
     ) -> Sweep:
         def pool(canvases: Tensor) -> Tensor:
             return self._pool(scene, self.program(self._pixels(canvases)))
 
+        clean = in_batches(scene, 1, lambda _: pool(canvas[None]))
         pooled = in_batches(
             scene,
             len(windows),
             lambda batch: pool(paint(canvas, windows[batch], fill)),
-            plan,
+            limit,
         )
-        return Sweep(classify(scene, pool(canvas[None]))[0], classify(scene, pooled))
+        return Sweep(classify(scene, clean)[0], classify(scene, pooled))
 
     def _incremental(
         self, scene: Scene, plan: Plan, canvas: Tensor, fill: Tensor, chosen: list[int]
     ) -> Sweep:
+        """Where the clean maps cannot be kept, whole painted images, which need none."""
         assert plan.schedule is not None
         pixels, filled = self._pixels(canvas[None]), self._pixels(fill[None])
-        clean = self.program.run(pixels, plan.schedule.sources)
+        clean = unless_out_of_memory(partial(self.program.run, pixels, plan.schedule.sources))
+        if clean is None:
+            windows = [plan.schedule.windows[i] for i in chosen]
+            return self._dense(scene, scene, canvas, fill, windows)
         first = self._pool(scene, clean[self.program.output])
         pooled = first.new_empty(len(plan.schedule.windows), *first.shape[1:])
         for (group, painter), rows in zip(

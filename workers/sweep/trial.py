@@ -1,6 +1,6 @@
 """Before a traced trunk is trusted: it must equal the model, and it must be faster."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workers.models.base import SplitModel
 from workers.sweep import machine
+from workers.sweep.batches import halving
 from workers.sweep.incremental import Group, Painter, run_group
 from workers.sweep.machine import seconds
 from workers.sweep.program import Program
@@ -52,6 +53,10 @@ class Trial:
         """Of these windows of a group, by the program."""
         painted = painter(rows, self._pixels(self.canvas), self._pixels(self.fill))
         return run_group(group, rows, painted, self.clean, self.program)
+
+    def pixels(self, count: int) -> Tensor:
+        """So many copies of the noise, normalised, in the model's own type."""
+        return self.model.normalise(self.canvas.expand(count, -1, -1, -1))
 
     def _pixels(self, image: Tensor) -> Tensor:
         pixels = self.model.normalise(image[None]).to(self.program.dtype)
@@ -104,20 +109,26 @@ def time_ways(trial: Trial) -> dict[str, float]:
 
 def _plain(trial: Trial) -> float:
     """Of one painted image, by the model."""
-    canvases = trial.model.normalise(trial.canvas.expand(2, -1, -1, -1))
-    return seconds(lambda: trial.model.trunk(canvases), trial.model.device, 2) / 2
+    return _each(trial, lambda count: trial.model.trunk(trial.pixels(count)), 2)
 
 
 def _dense(trial: Trial) -> float:
     """Of one painted image, by the program."""
-    canvases = trial.model.normalise(trial.canvas.expand(2, -1, -1, -1)).to(trial.program.dtype)
-    return seconds(lambda: trial.program(canvases), trial.model.device, 2) / 2
+    dtype = trial.program.dtype
+    return _each(trial, lambda count: trial.program(trial.pixels(count).to(dtype)), 2)
 
 
 def _windows(trial: Trial) -> float:
     """Of all windows: some of the group with most work are timed, the rest is in proportion to its
     multiply-adds."""
     group, painter = max(trial.groups, key=lambda pair: pair[0].macs * len(pair[0].cells))
-    rows = torch.arange(min(WINDOWS, len(group.cells)), device=trial.model.device)
-    spent = seconds(lambda: trial.features(group, painter, rows), trial.model.device, 2)
-    return spent * trial.schedule.macs / (group.macs * len(rows))
+    rows = torch.arange(len(group.cells), device=trial.model.device)
+    batch = min(WINDOWS, len(rows))
+    spent = _each(trial, lambda count: trial.features(group, painter, rows[:count]), batch)
+    return spent * trial.schedule.macs / group.macs
+
+
+def _each(trial: Trial, run: Callable[[int], object], batch: int) -> float:
+    """Seconds an item, in a batch or as much of it as the memory holds."""
+    device = trial.model.device
+    return halving(lambda count: seconds(lambda: run(count), device, 2) / count, batch)
