@@ -22,7 +22,9 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[Path, typer.Argument(help="A YAML file; see recipes/.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+RunFolder = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's folder, or s3://bucket/prefix.")
+]
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field: store.shard_size=8."),
@@ -32,7 +34,7 @@ Overrides = Annotated[
 @app.command()
 def plan(
     recipe: Recipe,
-    out: Annotated[Path | None, typer.Option(help="A run to count as done already.")] = None,
+    out: Annotated[str | None, typer.Option(help="A run to count as done already.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
 ) -> None:
     """What a run would do: examples, trunk passes, bytes, shards left and time. Writes nothing."""
@@ -45,10 +47,13 @@ def plan(
 @app.command()
 def run(
     recipe: Recipe,
-    out: Annotated[Path, typer.Option(help="The run's folder; made if absent, resumed if not.")],
+    out: Annotated[
+        str,
+        typer.Option(help="The run's folder or s3://bucket/prefix; made if absent, else resumed."),
+    ],
     overrides: Overrides = [],  # noqa: B006
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Compute shards with failures again.")
+        bool, typer.Option("--retry-failed", help="Then explain failed examples again.")
     ] = False,
 ) -> None:
     """Explain every example of a dataset. Start it again after any interruption: it goes on."""
@@ -58,7 +63,7 @@ def run(
     result = stages.run(read_recipe(recipe, overrides), out, retry_failed)
     console.print(f"maps: {out}/maps.zarr, index: {out}/maps")
     console.print(f"next: python run_pipeline.py evaluate {out}", soft_wrap=True)
-    _end(result.failed_examples, out, f"run {recipe} --out {out} --retry-failed")
+    _end(result.failed_examples, out, f"retry {out}")
 
 
 @app.command()
@@ -68,14 +73,63 @@ def evaluate(run_folder: RunFolder, overrides: Overrides = []) -> None:  # noqa:
 
     result = stages.evaluate(run_folder, overrides)
     report.print_tables(run_folder)
-    _end(result.failed_examples, run_folder, "run RECIPE --out RUN --retry-failed")
+    _end(result.failed_examples, run_folder, f"retry {run_folder}")
 
 
 @app.command()
-def status(run_folder: RunFolder) -> None:
-    """How much of a run is done, failed and left, and its size on disk."""
+def status(
+    run_folder: RunFolder,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on showing it, with rate and time left; Ctrl-C.")
+    ] = False,
+) -> None:
+    """How much of a run is done, failed and left, who is at work on it, and its size."""
+    if watch:
+        from pipeline.report.watch import watch as show
+
+        show(run_folder)
+        return
     failed = report.print_status(run_folder)
-    _end(failed, run_folder, "run RECIPE --out RUN --retry-failed")
+    _end(failed, run_folder, f"retry {run_folder}")
+
+
+@app.command()
+def retry(
+    run_folder: RunFolder,
+    shard: Annotated[
+        list[int] | None,
+        typer.Option(help="Explain all of this shard again, as `verify` advises. Repeatable."),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Explain only the failed examples again. What is stored stays until better replaces it."""
+    from pipeline import run as stages
+
+    result = stages.retry(run_folder, overrides, shard or ())
+    console.print(f"next: python run_pipeline.py evaluate {run_folder}", soft_wrap=True)
+    _end(result.failed_examples, run_folder, f"retry {run_folder}")
+
+
+@app.command()
+def verify(
+    run_folder: RunFolder,
+    sample: Annotated[int, typer.Option(help="Maps to compute again and compare.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which maps the sample takes.")] = 0,
+) -> None:
+    """Check every row, map and checksum of a run. Writes nothing; safe while the run is going on."""
+    from pipeline.verify import verify as check_run
+
+    if report.print_verdict(run_folder, check_run(run_folder, sample, seed)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def compact(run_folder: RunFolder) -> None:
+    """Merge the index's many small files into few large ones. Not while a run is going on (it is
+    refused then); readers may go on, but those without our code can see rows twice for seconds."""
+    from pipeline.run import compact as merge
+
+    report.print_compacted(run_folder, merge(run_folder))
 
 
 @app.command()
@@ -96,9 +150,14 @@ def sheet(
     """A contact sheet: image, question with its words shaded, every method, human map."""
     from pipeline.report.sheet import run_sheet
 
-    path = out or run_folder / "sheet.png"
+    path = out or local_folder(run_folder) / "sheet.png"
     run_sheet(run_folder, path, rows)
     console.print(f"contact sheet: {path}")
+
+
+def local_folder(run_folder: str) -> Path:
+    """Where a run's pictures go by default: beside it, or for a bucket into the working folder."""
+    return Path() if "://" in run_folder else Path(run_folder)
 
 
 @app.command()
@@ -123,7 +182,7 @@ def explain(
     console.print(f"picture: {out}")
 
 
-def _end(failed: int, run_folder: Path, retry: str) -> None:
+def _end(failed: int, run_folder: Path | str, retry: str) -> None:
     if failed:
         console.print(
             f"[red]{failed} examples failed.[/] See them: python run_pipeline.py failures "
@@ -148,7 +207,7 @@ def demo(
     report.print_tables(out)
     run_sheet(out, out / "sheet.png")
     report.print_demo(out)
-    _end(result.failed_examples, out, f"run recipes/demo.yaml --out {out} --retry-failed")
+    _end(result.failed_examples, out, f"retry {out}")
 
 
 def main() -> None:
@@ -164,3 +223,6 @@ def main() -> None:
 def _stop(message: str, status: int) -> NoReturn:
     print(message, file=sys.stderr)
     sys.exit(status)
+
+
+import pipeline.cli_jobs  # noqa: E402,F401 - registers its commands, which use ``app``
