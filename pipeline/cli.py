@@ -116,7 +116,7 @@ def verify(
     sample: Annotated[int, typer.Option(help="Maps to compute again and compare.")] = 0,
     seed: Annotated[int, typer.Option(help="Which maps the sample takes.")] = 0,
 ) -> None:
-    """Check every row, map and checksum of a run. Writes nothing; safe while the run is going on."""
+    """Check every row, map and checksum of a run. Writes nothing; safe while it is going on."""
     from pipeline.verify import verify as check_run
 
     if report.print_verdict(run_folder, check_run(run_folder, sample, seed)):

@@ -9,21 +9,21 @@ import pandas as pd
 import pyarrow.dataset as ds
 import zarr
 
-from schemas.rows import arrow_schema
-from workers.store import Definition, RunRecord, Store
+from schemas.run import Definition, RunRecord
+from workers.store import Store
 
 
 class Run:
     """A run's tables as pandas frames and its maps as arrays; committed rows only."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
-        self.store = Store(self.root)
+        self.root = str(root)
+        self.store = Store(root)
         self.record: RunRecord = self.store.record()
 
     def table(self, name: str) -> ds.Dataset:
         """A table as a pyarrow dataset, for filters and columns that need not all be read."""
-        return ds.dataset(self.root / name, schema=arrow_schema(name), format="parquet")
+        return self.store.dataset(name)
 
     @cached_property
     def examples(self) -> pd.DataFrame:
@@ -45,6 +45,11 @@ class Run:
     def failures(self) -> pd.DataFrame:
         return self._frame("failures")
 
+    @cached_property
+    def timings(self) -> pd.DataFrame:
+        """One row a task: what it took, and where."""
+        return self._frame("timings")
+
     @property
     def definitions(self) -> dict[str, Definition]:
         """Label -> parameters and arrays of every method of the run."""
@@ -63,7 +68,7 @@ class Run:
                 f"{failed.iloc[0].question_id} ({failed.iloc[0].reason}); "
                 'select rows[rows.status != "failed"]'
             )
-        group = zarr.open_group(str(self.root / "maps.zarr"), mode="r")
+        group = self.store.arrays()
         return [self._read(group, row, array) for row in rows.itertuples()]
 
     def _read(self, group: zarr.Group, row: Any, array: str | None) -> np.ndarray:
@@ -76,6 +81,12 @@ class Run:
         return values if values.dtype.kind == "i" else values.astype(np.float32) * np.float32(scale)
 
     def _frame(self, name: str) -> pd.DataFrame:
+        """All rows; a fragment that is compacted away in between is looked up again."""
+        for _ in range(2):
+            try:
+                return self.table(name).to_table().to_pandas()
+            except FileNotFoundError:
+                continue
         return self.table(name).to_table().to_pandas()
 
 

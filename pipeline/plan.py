@@ -1,8 +1,7 @@
 """Configuration + store -> what is still to do. Refuses what cannot work before work starts."""
 
-import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -10,13 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.parts import Layout, lay_out
 from pipeline.progress import clock
 from schemas.config import RunConfig
 from schemas.example import Example
 from schemas.fidelity import Fidelity
-from schemas.shard import Shard, Task, by_image, partition
+from schemas.run import Definition, Part, RunRecord
+from schemas.shard import Shard, Task, by_image
 from workers import catalog
+from workers.crashes import Crashes
 from workers.datasets.base import BadRecord
+from workers.encoding import array_shape
 from workers.errors import UserError
 from workers.evaluate import HUMAN
 from workers.explain import stored_specs
@@ -25,7 +28,7 @@ from workers.methods.base import ImageMethod, Method
 from workers.models.base import VQAModel
 from workers.models.digest import weights_digest
 from workers.probe import forward_seconds, threads
-from workers.store import Definition, RunRecord, Store, array_shape
+from workers.store import Store, fragment_key
 from workers.sweep.engine import Choice, Engine
 
 
@@ -36,6 +39,8 @@ class Plan:
     config: RunConfig
     record: RunRecord
     shards: list[Shard]
+    grown: Part | None
+    """Examples that the run does not hold yet."""
     definitions: list[Definition]
     tasks: list[Task]
     """What is still to be explained."""
@@ -53,6 +58,10 @@ class Plan:
     @property
     def examples(self) -> int:
         return sum(len(shard.examples) for shard in self.shards)
+
+    @property
+    def images(self) -> int:
+        return sum(len(by_image(shard.examples)) for shard in self.shards)
 
     @property
     def images_to_do(self) -> int:
@@ -87,6 +96,8 @@ class Plan:
         """One line before the work starts."""
         done = len(self.shards) - len(self.tasks)
         before = f"{done:,} of {len(self.shards):,} shards are done already; " if done else ""
+        if self.grown is not None:
+            before += f"the run grows by {self.grown.examples:,} examples; "
         return (
             f"{before}to explain: {self.examples_to_do:,} examples on {self.images_to_do:,} "
             f"images, {self.passes:,} trunk passes, about {clock(self.seconds)}"
@@ -105,14 +116,14 @@ class Plan:
         """Bytes of all arrays uncompressed, places of whole shards included."""
         record = self.record
         return sum(
-            int(np.prod(array_shape(spec, record.shards, record.capacity, record.targets)))
+            int(np.prod(array_shape(spec, len(self.shards), record.capacity, record.targets)))
             * np.dtype(spec.dtype).itemsize
             for definition in self.definitions
             for spec in definition.arrays
         )
 
 
-def make_plan(config: RunConfig, out: Path | None) -> Plan:
+def make_plan(config: RunConfig, out: Path | str | None) -> Plan:
     """Read the dataset, build the model once, check every pair, list the shards to do."""
     dataset = catalog.dataset(config.dataset)
     examples = list(dataset.examples())
@@ -121,14 +132,15 @@ def make_plan(config: RunConfig, out: Path | None) -> Plan:
     model = catalog.model_spec(config.model).build(catalog.pick_device(config.resources.device))
     methods = catalog.methods(config.methods)
     check_capabilities(methods, model)
-    shards = partition(examples, config.store.shard_size)
     definitions = method_definitions(config, methods, model)
     store = Store(out) if out is not None else None
-    tasks = _todo(shards, [d.label for d in definitions], store)
+    layout = lay_out(config, examples, store)
+    tasks = _todo(layout.shards, [d.label for d in definitions], store)
     return Plan(
         config=config,
-        record=_record(config, examples, shards, model),
-        shards=shards,
+        record=_record(config, layout, model),
+        shards=layout.shards,
+        grown=layout.grown,
         definitions=[*definitions, *metric_definitions(config)],
         tasks=tasks,
         bad_records=dataset.bad_records(),
@@ -222,7 +234,7 @@ def evaluation_tasks(config: RunConfig, store: Store, shards: Sequence[Shard]) -
     explained, scored = store.committed("explain"), store.committed("evaluate")
     image_labels = set(store.definitions(["image"]))
     decoys = decoys_of([e for shard in shards for e in shard.examples], config.seed)
-    tasks = []
+    tasks = _stale_tasks(store, shards, decoys)
     for shard in shards:
         methods = [*sorted(explained.get(shard.number, set()) & image_labels), HUMAN]
         wanted = [f"{metric}:{method}" for metric in config.metrics for method in methods]
@@ -230,6 +242,22 @@ def evaluation_tasks(config: RunConfig, store: Store, shards: Sequence[Shard]) -
         if left and shard.number in explained:
             others = tuple(decoys[example.question_id] for example in shard.examples)
             tasks.append(Task(shard=shard, labels=left, decoys=others))
+    return tasks
+
+
+def _stale_tasks(
+    store: Store, shards: Sequence[Shard], decoys: Mapping[int, Example]
+) -> list[Task]:
+    """Metrics of shards with maps that have been computed again since, round by round."""
+    stale = store.stale()
+    tasks = []
+    for name in sorted(store.covered("metrics")) if stale else ():
+        number, round_name = fragment_key(name)
+        for shard in (shard for shard in shards if shard.number == number and number in stale):
+            ids = tuple(example.question_id for example in shard.examples)
+            others = tuple(decoys[question_id] for question_id in ids)
+            labels = store.labels(round_name, "metrics")
+            tasks.append(Task(shard=shard, labels=labels, decoys=others, retry=ids))
     return tasks
 
 
@@ -249,37 +277,52 @@ def decoys_of(examples: Sequence[Example], seed: int) -> dict[int, Example]:
 
 
 def _todo(shards: list[Shard], labels: list[str], store: Store | None) -> list[Task]:
-    done = store.committed("explain") if store is not None and store.exists else {}
+    if store is None or not store.exists:
+        return [Task(shard=shard, labels=tuple(labels)) for shard in shards]
+    done, fatal = store.committed("explain"), Crashes(store.objects).quarantine()
     tasks = []
     for shard in shards:
         left = tuple(label for label in labels if label not in done.get(shard.number, set()))
         if left:
-            tasks.append(Task(shard=shard, labels=left))
+            tasks.append(Task(shard=shard, labels=left, skip=fatal.get(shard.number, ())))
     return tasks
 
 
-def _record(
-    config: RunConfig, examples: Sequence[Example], shards: Sequence[Shard], model: VQAModel
-) -> RunRecord:
+def retry_tasks(store: Store, shards: Sequence[Shard], whole: Collection[int]) -> list[Task]:
+    """Every example with a failure again, and all examples of the shards in ``whole``."""
+    again = _failed(store, whole)
+    known = {shard.number: shard for shard in shards}
+    tasks = []
+    for name in sorted(store.covered("maps")):
+        shard, round_name = fragment_key(name)
+        ids = tuple(e.question_id for e in known[shard].examples) if shard in whole else ()
+        ids = ids or tuple(sorted(again.get((shard, round_name), ())))
+        if ids:
+            labels = store.labels(round_name, "maps")
+            tasks.append(Task(shard=known[shard], labels=labels, retry=ids))
+    return tasks
+
+
+def _failed(store: Store, whole: Collection[int]) -> dict[tuple[int, str], set[int]]:
+    """Shard and round -> question ids with a recorded failure."""
+    columns = ["shard", "round", "question_id"]
+    found: dict[tuple[int, str], set[int]] = {}
+    for row in store.dataset("failures").to_table(columns=columns).to_pylist():
+        if row["shard"] is not None and row["shard"] not in whole:
+            found.setdefault((row["shard"], row["round"]), set()).add(row["question_id"])
+    return found
+
+
+def _record(config: RunConfig, layout: Layout, model: VQAModel) -> RunRecord:
+    first = layout.first
     return RunRecord(
         recipe=config.model_dump(mode="json"),
-        dataset=dataset_digest(examples),
+        dataset=first.dataset,
         model=weights_digest(model),
         targets=config.targets,
-        shards=len(shards),
-        capacity=shards[0].capacity,
-        examples=len(examples),
-        images=len(by_image(examples)),
+        shards=first.shards,
+        capacity=layout.capacity,
+        examples=first.examples,
+        images=first.images,
         shard_size=config.store.shard_size,
     )
-
-
-def dataset_digest(examples: Sequence[Example]) -> str:
-    """SHA-256 of every record; an image enters by its file name and size, not by its folder."""
-    digest = hashlib.sha256()
-    for example in examples:
-        path = Path(example.image)
-        size = path.stat().st_size if path.exists() else -1
-        record = example.model_dump(exclude={"image", "human_maps"})
-        digest.update(f"{record}|{path.name}|{size}\n".encode())
-    return digest.hexdigest()

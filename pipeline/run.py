@@ -1,32 +1,38 @@
 """Stage by stage: plan -> executor -> progress -> what came of it."""
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from pipeline.console import console, quiet
 from pipeline.dataset import Run
 from pipeline.executors.base import Executor, Job, Outcome
 from pipeline.executors.environment import prepare
 from pipeline.executors.local import LocalExecutor
-from pipeline.plan import dataset_digest, evaluation_tasks, make_plan
+from pipeline.journal import Journal
+from pipeline.parts import lay_out
+from pipeline.plan import evaluation_tasks, make_plan, retry_tasks
 from pipeline.progress import meter
 from pipeline.recipe import override, parse
 from schemas.config import Resources, RunConfig
 from schemas.rows import FailureRow
-from schemas.shard import Shard, Task, partition
+from schemas.shard import Shard, Task
 from workers import catalog
+from workers.compact import compact as compact_tables
+from workers.crashes import Crashes
 from workers.datasets.base import BadRecord
 from workers.errors import UserError, UserInterrupt
 from workers.evaluate import Evaluator
-from workers.explain import Explainer
+from workers.explain import Explainer, Report
+from workers.lease import Lease
 from workers.store import Store
 
-LOG = "ray_driver.log"
+Root = Path | str
+"""A run's folder, or its ``s3://`` URL."""
 
 
 @dataclass(frozen=True)
@@ -38,88 +44,177 @@ class Result:
     """Examples of the whole run that have failures recorded, older ones included."""
 
 
-def run(config: RunConfig, out: Path, retry_failed: bool = False) -> Result:
+@dataclass(frozen=True)
+class Driver:
+    """A run, held by this process."""
+
+    store: Store
+    lease: Lease
+    journal: Journal
+
+    def work(self, stage: str, job: Job, tasks: Sequence[Task], config: RunConfig) -> None:
+        """Every task through the executor, with progress; stops at what no retry would mend."""
+        total = sum(len(task.wanted) for task in tasks)
+        if not tasks:
+            console.print(f"{stage}  nothing to do, everything is done already")
+            return
+        self.journal.tell("start", {"stage": stage, "shards": len(tasks), "examples": total})
+        given = [task.model_copy(update={"driver": self.lease.number}) for task in tasks]
+        with (
+            quiet(ray_log(self.store)),
+            meter(stage, total, console) as progress,
+            self._interruptible(stage, total, progress),
+        ):
+            executor = make_executor(config.resources)
+            for outcome in executor.map(job, given, config.resources):
+                self.lease.check()
+                report = _reported(stage, outcome)
+                fields = {"stage": stage, **report.model_dump()}
+                self.journal.tell("shard", fields, urgent=False)
+                progress.advance(report.examples, report.failed)
+        self.store.recover()
+        self.journal.tell("end", {"stage": stage, "examples": progress.done})
+
+    @contextmanager
+    def _interruptible(self, stage: str, total: int, progress: Any) -> Iterator[None]:
+        kept = "Finished shards are kept: the same command goes on from there."
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.journal.tell("interrupted", {"stage": stage, "examples": progress.done})
+            raise UserInterrupt(
+                f"{stage} interrupted at {progress.done:,} of {total:,} examples. {kept}"
+            ) from None
+        except UserError as error:
+            self.journal.tell("stopped", {"stage": stage, "reason": str(error)})
+            raise
+        except OSError as error:
+            raise UserError(f"{stage} stopped: {error}. Mend the cause. {kept}") from error
+
+
+@contextmanager
+def drive(store: Store) -> Iterator[Driver]:
+    """Hold the run: one driver at a time. What an earlier one left half done is finished first."""
+    with Lease(store.objects, " ".join(sys.argv)[:200]) as lease:
+        journal = Journal(store.objects, lease.number)
+        store.recover()
+        yield Driver(store, lease, journal)
+        journal.flush()
+
+
+def run(config: RunConfig, out: Root, retry_failed: bool = False) -> Result:
     """Explain everything the recipe asks for that the store at ``out`` does not hold yet."""
     plan = make_plan(config, out)
     store = Store(out)
     store.create(plan.record)
-    with lock(out):
+    with drive(store) as driver:
+        if plan.grown is not None:
+            store.grow(plan.grown)
         store.define(plan.definitions)
         store.record_fidelity(plan.fidelity)
-        store.recover()
-        if retry_failed:
-            discard_failed(store)
-            plan = make_plan(config, out)
         store.record_bad([_bad_row(record) for record in plan.bad_records])
         if plan.tasks:
             console.print(plan.summary)
             for line in plan.sweeps:
                 console.print(line, soft_wrap=True)
-        job = Job(Explainer, (config, str(out.resolve())), partial(after_crash, store))
-        _work("explain", job, plan.tasks, config, out)
-    return Result(len(plan.tasks), failed_examples(out))
+        driver.work("explain", explain_job(config, driver), plan.tasks, config)
+        again = _retry(driver, config, plan.shards, ()) if retry_failed else 0
+    return Result(len(plan.tasks) + again, failed_examples(out))
 
 
-def evaluate(out: Path, resources: Sequence[str] = ()) -> Result:
-    """Compute every metric of every committed map that has none yet."""
-    config = stored_config(out, resources)
+def retry(out: Root, overrides: Sequence[str] = (), whole: Collection[int] = ()) -> Result:
+    """Explain every failed example again, and all examples of the shards in ``whole``."""
+    config = stored_config(out, overrides)
     store = Store(out)
-    with lock(out):
-        store.recover()
-        tasks = evaluation_tasks(config, store, _shards(config, store))
-        job = Job(Evaluator, (config, str(out.resolve())), lambda task: task)
-        _work("evaluate", job, tasks, config, out)
+    with drive(store) as driver:
+        tasks = _retry(driver, config, stored_shards(config, store), whole)
+    return Result(tasks, failed_examples(out))
+
+
+def _retry(
+    driver: Driver, config: RunConfig, shards: Sequence[Shard], whole: Collection[int]
+) -> int:
+    store = driver.store
+    tasks = retry_tasks(store, shards, whole)
+    for task in tasks:
+        Crashes(store.objects).forgive(task.shard.number)
+    failures = Run(store.root).failures
+    for shard in failures[failures.stage == "evaluate"].shard.unique():
+        store.mark_stale(int(shard))
+    driver.work("retry", explain_job(config, driver), tasks, config)
+    return len(tasks)
+
+
+def compact(out: Root) -> dict[str, int]:
+    """Merge the index's fragments; table -> fragments merged."""
+    store = Store(out)
+    store.record()
+    with drive(store) as driver:
+        store.drop_staged()
+        merged = compact_tables(store)
+        driver.journal.tell("compacted", merged)
+    return merged
+
+
+def explain_job(config: RunConfig, driver: Driver) -> Job:
+    """Explainers of a run, and what to do when one dies."""
+    return Job(
+        worker=Explainer,
+        arguments=(config, driver.store.root_anywhere),
+        after_crash=partial(after_crash, Crashes(driver.store.objects)),
+        tell=driver.journal.tell,
+    )
+
+
+def evaluate(out: Root, overrides: Sequence[str] = ()) -> Result:
+    """Compute every metric of every committed map that has none yet."""
+    config = stored_config(out, overrides)
+    store = Store(out)
+    with drive(store) as driver:
+        stale = store.stale()
+        tasks = evaluation_tasks(config, store, stored_shards(config, store))
+        arguments = (config, store.root_anywhere)
+        tell = driver.journal.tell
+        job = Job(Evaluator, arguments, lambda task: task, tell, accelerated=False)
+        driver.work("evaluate", job, tasks, config)
+        for shard in stale:
+            store.evaluated(shard)
     return Result(len(tasks), failed_examples(out))
 
 
-def stored_config(out: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in ``run.json``, with every method and metric defined since."""
+def stored_config(out: Root, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in ``run.json``, with all parts, methods and metrics since."""
     store = Store(out)
     data = store.record().recipe
+    data["dataset"] = store.parts()[-1].recipe
     for key, kinds in (("methods", ["image", "words"]), ("metrics", ["metric"])):
         data[key] = {
             label: {key.removesuffix("s"): definition.name, **definition.parameters}
             for label, definition in store.definitions(kinds).items()
         }
-    return parse(override(data, overrides), str(out / "run.json"))
+    return parse(override(data, overrides), f"{out}/run.json")
 
 
-def failed_examples(out: Path) -> int:
+def failed_examples(out: Root) -> int:
     """Distinct examples with at least one recorded failure."""
     failures = Run(out).failures
     return int(failures.question_id.nunique(dropna=False)) if len(failures) else 0
 
 
-def discard_failed(store: Store) -> int:
-    """Un-commit every shard that holds a failure, so that it is computed again."""
-    shards = sorted({int(s) for s in Run(store.root).failures.shard.dropna()})
-    for shard in shards:
-        store.discard(shard)
-    return len(shards)
-
-
-def after_crash(store: Store, task: Task) -> Task:
+def after_crash(crashes: Crashes, task: Task) -> Task:
     """Leave out the image at which a task's worker process has died twice."""
-    image = store.last_image(task.shard.number)
-    if image is None or store.count_crash(task.shard.number, image) < 2:
-        return task
-    return task.model_copy(update={"skip": (*task.skip, image)})
+    shard = task.shard.number
+    image = crashes.last_image(shard)
+    if image is not None:
+        crashes.count(shard, image)
+    fatal = crashes.quarantine().get(shard, ())
+    return task.model_copy(update={"skip": fatal})
 
 
-@contextmanager
-def lock(out: Path) -> Iterator[None]:
-    """One driver a run: the second is refused."""
-    held = FileLock(out / ".lock")
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"{out}: another run or evaluation is writing here. Wait for it, or stop it first."
-        ) from None
-    try:
-        yield
-    finally:
-        held.release()
+def ray_log(store: Store) -> Path:
+    """Where Ray's own lines go: into the run's folder, or for a bucket into the working folder."""
+    local = store.objects.local
+    return Path("ray_driver.log") if local is None else local / "ray_driver.log"
 
 
 def _bad_row(record: BadRecord) -> FailureRow:
@@ -127,6 +222,7 @@ def _bad_row(record: BadRecord) -> FailureRow:
         question_id=record.question_id,
         image_id=None,
         shard=None,
+        round=None,
         stage="dataset",
         method=None,
         error="BadRecord",
@@ -135,42 +231,26 @@ def _bad_row(record: BadRecord) -> FailureRow:
     )
 
 
-def _shards(config: RunConfig, store: Store) -> list[Shard]:
+def stored_shards(config: RunConfig, store: Store) -> list[Shard]:
     """The run's shards, read again from the dataset; the record tells if it has changed."""
     examples = list(catalog.dataset(config.dataset).examples())
-    if dataset_digest(examples) != store.record().dataset:
+    layout = lay_out(config, examples, store)
+    if layout.grown is not None or layout.first.dataset != store.record().dataset:
         raise UserError(
             f"{store.root}: the dataset is not the one this run was made from "
             f"({config.dataset.options.get('root')}). Put the old files back."
         )
-    return partition(examples, config.store.shard_size)
+    return layout.shards
 
 
-def _work(stage: str, job: Job, tasks: list[Task], config: RunConfig, out: Path) -> None:
-    total = sum(len(task.shard.examples) for task in tasks)
-    if not tasks:
-        console.print(f"{stage}  nothing to do, everything is done already")
-        return
-    executor = make_executor(config.resources)
-    with quiet(out / LOG), meter(stage, total, console) as progress:
-        try:
-            for outcome in executor.map(job, tasks, config.resources):
-                progress.advance(*_counts(stage, outcome))
-        except KeyboardInterrupt:
-            raise UserInterrupt(
-                f"{stage} interrupted at {progress.done:,} of {total:,} examples. Finished shards "
-                "are kept: the same command goes on from there."
-            ) from None
-
-
-def _counts(stage: str, outcome: Outcome) -> tuple[int, int]:
-    """Examples done and failed; an outcome without a report stops the stage."""
+def _reported(stage: str, outcome: Outcome) -> Report:
+    """The report of a task; an outcome without one stops the stage."""
     if outcome.report is None:
         raise UserError(
             f"{stage} stopped at shard {outcome.task.shard.number}: {outcome.error}. "
             "What is committed is kept: mend the cause and run the same command again."
         )
-    return outcome.report.examples, outcome.report.failed
+    return outcome.report
 
 
 def make_executor(resources: Resources) -> Executor:

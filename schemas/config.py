@@ -1,6 +1,6 @@
 """The recipe: what a run computes, on what, and with which resources."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -9,6 +9,10 @@ from schemas.limits import Limits
 
 BASELINES = ("random", "center")
 """Methods of every run: a method that does not beat them has said nothing."""
+
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
+"""Names a folder and files of the run, and a column's values."""
 
 
 class Component(BaseModel):
@@ -25,7 +29,7 @@ class Component(BaseModel):
 class StoreConfig(Frozen):
     """How maps lie on disk; part of a run's identity."""
 
-    shard_size: int = Field(64, ge=1)
+    shard_size: int = Field(64, ge=1, le=1_000_000)
     """Examples a shard aims at. It always holds whole images, so a shard can be larger."""
     pixel_dtype: Literal["float32", "float16"] = "float32"
     """Storage of pixel maps; float16 carries one scale a map in the index (column ``scale``)."""
@@ -35,12 +39,18 @@ class Resources(Frozen):
     """Where the work runs; changes nothing about the result."""
 
     executor: Literal["local", "ray"] = "ray"
-    workers: int = Field(2, ge=1)
-    threads: int = Field(1, ge=1)
+    workers: int = Field(2, ge=1, le=100_000)
+    threads: int = Field(1, ge=1, le=4_096)
     """CPU threads of one worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    gpus_per_worker: float = Field(0.0, ge=0)
-    batch: int = Field(32, ge=1)
+    gpus_per_worker: float | None = Field(None, ge=0)
+    """One on a cluster with GPUs, else none; a fraction lets workers share a GPU."""
+    deadline: float | None = Field(None, gt=0)
+    """Seconds a shard may take before its worker is killed and the shard tried again; by default
+    twenty times the slowest so far, and never less than ten minutes."""
+    start_timeout: float = Field(600.0, gt=0)
+    """Seconds the first worker may take to be placed and to load its model."""
+    batch: int = Field(32, ge=1, le=1_000_000)
     """Whole images that go through the trunk at once, or windows that take as much memory; within
     a quarter of the memory that is free, and halved when the device runs out all the same."""
     engine: Literal["auto", "incremental", "dense", "plain"] = "auto"
@@ -55,14 +65,14 @@ class RunConfig(Frozen):
 
     dataset: Component
     model: Component
-    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    methods: dict[Label, dict[str, Any]] = Field(min_length=1)
     """Label -> options; ``method: NAME`` gives one method two labels with different options."""
-    metrics: dict[str, dict[str, Any]] = Field({"rank_correlation": {}, "tang_yuan": {}})
+    metrics: dict[Label, dict[str, Any]] = Field({"rank_correlation": {}, "tang_yuan": {}})
     targets: tuple[Literal["predicted", "truth"], ...] = Field(("predicted", "truth"), min_length=1)
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """Arithmetic of the sweeps' trunk passes. With another than float32 (the model's own) the run
     measures and records how far its maps are from the exact ones."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     """Seeds the shuffled-human baseline and the bootstrap."""
     limits: Limits = Limits()
     store: StoreConfig = StoreConfig()
@@ -80,10 +90,11 @@ class RunConfig(Frozen):
             if isinstance(data.get(key), str):
                 data[key] = {"name": data[key]}
         for key in ("methods", "metrics"):
-            if isinstance(data.get(key), list):
-                data[key] = dict.fromkeys(data[key])
-            if isinstance(data.get(key), dict):
-                data[key] = {label: options or {} for label, options in data[key].items()}
+            given = data.get(key)
+            if isinstance(given, list) and all(isinstance(label, str) for label in given):
+                given = dict.fromkeys(given)
+            if isinstance(given, dict):
+                data[key] = {label: {} if o is None else o for label, o in given.items()}
         if isinstance(data.get("methods"), dict) and data["methods"]:
             data["methods"] = {**data["methods"], **_absent(BASELINES, data["methods"])}
         return data

@@ -37,6 +37,8 @@ class ExampleRow(Frozen):
     image_width: int | None
     shard: int
     ordinal: int
+    round: str
+    """Of the shard's first round, which brought the example's rows."""
 
 
 class MapRow(Frozen):
@@ -66,9 +68,13 @@ class MapRow(Frozen):
     """Rank correlation of the method's maps to the exact ones, the mean over a sample."""
     scale: float
     """A stored value times the scale is the value (1 unless pixel maps are float16)."""
+    checksum: int | None
+    """CRC-32 of the bytes of all the method's stored arrays for this map; null for a failed one."""
     seconds: float | None
     device: str
     shard: int
+    round: str
+    """Which set of labels the row was computed with: part of its fragment's name."""
 
 
 class WordRow(Frozen):
@@ -88,6 +94,7 @@ class WordRow(Frozen):
     reason: str | None
     seconds: float | None
     shard: int
+    round: str
 
 
 class MetricRow(Frozen):
@@ -102,6 +109,8 @@ class MetricRow(Frozen):
     value: float | None
     status: str
     conventions: str
+    shard: int
+    round: str
 
 
 class FailureRow(Frozen):
@@ -112,11 +121,31 @@ class FailureRow(Frozen):
     image_id: int | None
     shard: int | None
     """None for a record that never became an example."""
+    round: str | None
     stage: str
     method: str | None
     error: str
     message: str
     traceback: str
+
+
+class TimingRow(Frozen):
+    """One task: what it took, and where."""
+
+    shard: int
+    round: str
+    stage: str
+    labels: list[str]
+    examples: int
+    failed: int
+    started: float
+    """Seconds since 1970, UTC."""
+    seconds: float
+    host: str
+    pid: int
+    device: str
+    attempt: str
+    """Names the attempt that committed."""
 
 
 TABLES: dict[str, type[Frozen]] = {
@@ -125,6 +154,7 @@ TABLES: dict[str, type[Frozen]] = {
     "words": WordRow,
     "metrics": MetricRow,
     "failures": FailureRow,
+    "timings": TimingRow,
 }
 
 _SCALARS: dict[type, pa.DataType] = {

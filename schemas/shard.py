@@ -1,5 +1,6 @@
 """A shard: a run of whole images with all their questions, and the place of each in the arrays."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 from schemas.base import Frozen
@@ -29,6 +30,23 @@ class Task(Frozen):
     """Images that killed their process twice: recorded as failures, not tried again."""
     decoys: tuple[Example, ...] = ()
     """Evaluation only: for each example one about another image (the shuffled-human baseline)."""
+    driver: int = 0
+    """Number of the lease under which the task was given out; a later driver's fences it off."""
+    retry: tuple[int, ...] | None = None
+    """Question ids to compute again, in place of what is committed; none for a first time."""
+
+    @property
+    def round(self) -> str:
+        """A short name for the set of labels, part of the fragments' file names."""
+        return hashlib.sha256("\n".join(sorted(self.labels)).encode()).hexdigest()[:10]
+
+    @property
+    def wanted(self) -> tuple[Example, ...]:
+        """The examples to compute."""
+        if self.retry is None:
+            return self.shard.examples
+        again = set(self.retry)
+        return tuple(e for e in self.shard.examples if e.question_id in again)
 
 
 def by_image(examples: Iterable[Example]) -> dict[int, list[Example]]:
@@ -39,15 +57,22 @@ def by_image(examples: Iterable[Example]) -> dict[int, list[Example]]:
     return groups
 
 
-def partition(examples: Iterable[Example], size: int) -> list[Shard]:
-    """Whole images packed in order into shards of at most ``size`` examples, at least one image."""
+def partition(
+    examples: Iterable[Example], size: int, first: int = 0, capacity: int | None = None
+) -> list[Shard]:
+    """Whole images packed in order into shards of at most ``size`` examples, at least one image.
+
+    Shards are numbered from ``first``; ``capacity`` is the largest one's unless it is given.
+    """
     runs: list[list[Example]] = []
     for image in by_image(examples).values():
         if not runs or len(runs[-1]) + len(image) > size:
             runs.append([])
         runs[-1].extend(image)
-    return _number(runs, max([size, *map(len, runs)]))
+    return _number(runs, first, capacity or max([size, *map(len, runs)]))
 
 
-def _number(runs: Sequence[list[Example]], capacity: int) -> list[Shard]:
-    return [Shard(number=k, capacity=capacity, examples=tuple(run)) for k, run in enumerate(runs)]
+def _number(runs: Sequence[list[Example]], first: int, capacity: int) -> list[Shard]:
+    return [
+        Shard(number=k, capacity=capacity, examples=tuple(run)) for k, run in enumerate(runs, first)
+    ]

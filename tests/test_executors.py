@@ -18,6 +18,7 @@ from schemas.config import Resources, RunConfig
 from schemas.example import Example
 from schemas.shard import Shard, Task
 from tests.conftest import Recipe
+from workers.crashes import Crashes
 from workers.errors import UserError
 from workers.explain import Explainer, Report
 from workers.store import Store
@@ -144,7 +145,7 @@ def test_image_that_kills_its_worker_twice_becomes_a_failure(
     store.create(plan.record)
     store.define(plan.definitions)
     fatal = plan.shards[1].examples[0].image_id
-    job = Job(Fragile, (config, str(out), fatal), partial(after_crash, store))
+    job = Job(Fragile, (config, str(out), fatal), partial(after_crash, Crashes(store.objects)))
     done = list(make_executor(Resources(executor="ray")).map(job, plan.tasks, config.resources))
     assert all(outcome.report is not None for outcome in done)
     run = Run(out)

@@ -10,7 +10,10 @@ import zarr
 from schemas.arrays import ArraySpec
 from schemas.rows import FailureRow, MapRow
 from workers.errors import UserError
-from workers.store import Attempt, Definition, RunRecord, Store
+from schemas.run import Definition, RunRecord
+from schemas.example import Example
+from schemas.shard import Shard, Task
+from workers.store import Attempt, Store
 
 GRID = ArraySpec(name="map", dims=("y", "x"), shape=(3, 2))
 TOP = ArraySpec(name="top", dims=("y", "x"), shape=(3, 2), dtype="int32", per_target=False)
@@ -43,6 +46,14 @@ def record(**changes: object) -> RunRecord:
     return RunRecord(**{**fields, **changes})
 
 
+def folder(store: Store) -> Path:
+    return Path(store.root)
+
+
+def staging(attempt: Attempt) -> Path:
+    return folder(attempt.store) / "stage" / attempt.folder
+
+
 def row(question_id: int, shard: int) -> MapRow:
     return MapRow(
         question_id=question_id,
@@ -62,10 +73,18 @@ def row(question_id: int, shard: int) -> MapRow:
         approximation=None,
         fidelity=None,
         scale=1.0,
+        checksum=0,
         seconds=0.1,
         device="cpu",
         shard=shard,
+        round=task(shard).round,
     )
+
+
+def task(shard: int, *labels: str) -> Task:
+    example = Example(question_id=shard, image_id=shard, image="x", question="q")
+    whole = Shard(number=shard, capacity=CAPACITY, examples=(example,))
+    return Task(shard=whole, labels=labels or ("m",))
 
 
 def values(spec: ArraySpec, seed: int) -> np.ndarray:
@@ -74,15 +93,17 @@ def values(spec: ArraySpec, seed: int) -> np.ndarray:
     return drawn.astype(spec.dtype)
 
 
-def staged(store: Store, shard: int, seed: int = 0) -> Attempt:
-    attempt = store.attempt("explain", shard, ["m"])
+def staged(
+    store: Store, shard: int, seed: int = 0, retry: tuple[int, ...] | None = None
+) -> Attempt:
+    attempt = store.attempt("explain", task(shard).model_copy(update={"retry": retry}))
     for spec in (GRID, TOP, PIXELS):
         attempt.add_array("m", spec, values(spec, seed))
     return attempt
 
 
 def array(store: Store, name: str) -> zarr.Array:
-    opened = zarr.open_group(str(store.root / "maps.zarr"), mode="r")[f"m/{name}"]
+    opened = store.arrays()[f"m/{name}"]
     assert isinstance(opened, zarr.Array)
     return opened
 
@@ -103,16 +124,16 @@ def test_shard_bytes_equal_those_zarr_writes_itself(store: Store, tmp_path: Path
     twin.create(record())
     twin.define(store.definitions(["image"]).values())
     for spec in (GRID, TOP, PIXELS):
-        written = zarr.open_array(str(twin.root / "maps.zarr" / "m" / spec.name), mode="r+")
+        written = zarr.open_array(str(folder(twin) / "maps.zarr" / "m" / spec.name), mode="r+")
         written[2 * CAPACITY :] = values(spec, 3)
         key = ".".join(["c", "2", *["0"] * (values(spec, 3).ndim - 1)])
-        mine, theirs = (s.root / "maps.zarr" / "m" / spec.name / key for s in (store, twin))
+        mine, theirs = (folder(s) / "maps.zarr" / "m" / spec.name / key for s in (store, twin))
         assert mine.read_bytes() == theirs.read_bytes()
 
 
 def test_flipped_byte_in_a_stored_map_is_noticed(store: Store) -> None:
     staged(store, 0).commit([row(5, 0)])
-    path = store.root / "maps.zarr" / "m" / "pixels" / "c.0.0.0.0"
+    path = folder(store) / "maps.zarr" / "m" / "pixels" / "c.0.0.0.0"
     data = bytearray(path.read_bytes())
     data[50] ^= 0x40
     path.write_bytes(bytes(data))
@@ -126,7 +147,7 @@ def test_second_attempt_loses_and_leaves_the_first_ones_bytes(store: Store) -> N
     assert not late.commit([row(6, 0)])
     np.testing.assert_array_equal(array(store, "map")[:CAPACITY], values(GRID, 1))
     assert store.read_shard("maps", 0)["question_id"].to_pylist() == [5]
-    assert not late.folder.exists()
+    assert not staging(late).exists()
 
 
 def test_attempt_that_dies_before_its_commit_leaves_nothing_visible(store: Store) -> None:
@@ -134,14 +155,18 @@ def test_attempt_that_dies_before_its_commit_leaves_nothing_visible(store: Store
     assert store.committed("explain") == {}
     assert np.isnan(array(store, "map")[:]).all()
     assert store.recover() == 0
-    assert not attempt.folder.exists()
+    assert staging(attempt).exists(), "it may be a living worker's"
+    staged(store, 0, seed=5).commit([row(5, 0)])
+    assert store.recover() == 0
+    assert not staging(attempt).exists()
+    np.testing.assert_array_equal(array(store, "map")[:CAPACITY], values(GRID, 5))
 
 
 def test_attempt_that_dies_between_commit_and_publish_is_published_later(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempt = staged(store, 1, seed=9)
-    monkeypatch.setattr("workers.store._publish", lambda staged, root: None)
+    monkeypatch.setattr(Store, "publish", lambda *_: None)
     attempt.commit([row(5, 1)])
     monkeypatch.undo()
     assert np.isnan(array(store, "map")[:]).all()
@@ -150,18 +175,43 @@ def test_attempt_that_dies_between_commit_and_publish_is_published_later(
     assert store.recover() == 0
 
 
-def test_discarded_shard_is_to_be_done_again_with_new_bytes(store: Store) -> None:
+def test_retry_replaces_the_committed_rows_and_bytes(store: Store) -> None:
     staged(store, 1, seed=1).commit([row(5, 1)])
-    staged(store, 2, seed=1).commit([row(7, 2)])
-    store.discard(1)
-    assert store.committed("explain") == {2: {"m"}}
-    staged(store, 1, seed=2).commit([row(5, 1)])
+    again = staged(store, 1, seed=2, retry=(5,))
+    assert again.commit([row(5, 1), row(6, 1)])
     np.testing.assert_array_equal(array(store, "map")[CAPACITY : 2 * CAPACITY], values(GRID, 2))
+    assert store.read_shard("maps", 1)["question_id"].to_pylist() == [5, 6]
+    assert store.objects.sizes("stage") == {}
+    assert store.stale() == {1}
+
+
+def test_retry_that_dies_before_its_mark_changes_nothing(store: Store) -> None:
+    staged(store, 1, seed=1).commit([row(5, 1)])
+    staged(store, 1, seed=2, retry=(5,))
+    assert store.recover() == 0
+    np.testing.assert_array_equal(array(store, "map")[CAPACITY : 2 * CAPACITY], values(GRID, 1))
+    assert store.objects.sizes("stage") == {}
+
+
+def test_retry_that_dies_after_its_mark_is_published_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staged(store, 1, seed=1).commit([row(5, 1)])
+    monkeypatch.setattr(Store, "publish", lambda *_: None)
+    staged(store, 1, seed=2, retry=(5,)).commit([row(6, 1)])
+    monkeypatch.undo()
+    assert store.read_shard("maps", 1)["question_id"].to_pylist() == [5]
+    late = staged(store, 1, seed=3, retry=(5,))
+    assert not late.commit([row(7, 1)]), "one retry of an attempt counts"
+    assert store.recover() == 1
+    assert store.read_shard("maps", 1)["question_id"].to_pylist() == [6]
+    np.testing.assert_array_equal(array(store, "map")[CAPACITY : 2 * CAPACITY], values(GRID, 2))
+    assert store.objects.sizes("stage") == {}
 
 
 def test_committed_names_labels_per_shard(store: Store) -> None:
     staged(store, 0).commit([row(5, 0)])
-    other = store.attempt("explain", 0, ["w", "v"])
+    other = store.attempt("explain", task(0, "w", "v"))
     other.commit([])
     assert store.committed("explain") == {0: {"m", "w", "v"}}
 
@@ -186,12 +236,12 @@ def test_attempt_on_a_full_disk_raises_and_commits_nothing(
 def test_empty_column_keeps_its_type(store: Store) -> None:
     attempt = staged(store, 0)
     failure = FailureRow(
-        question_id=1, image_id=2, shard=0, stage="decode", method=None,
+        question_id=1, image_id=2, shard=0, round="r", stage="decode", method=None,
         error="E", message="m", traceback="",
     )  # fmt: skip
     attempt.add_rows("failures", [failure])
     attempt.commit([row(5, 0)])
-    schema = pq.read_schema(next((store.root / "failures").glob("*.parquet")))
+    schema = pq.read_schema(next((folder(store) / "failures").glob("*.parquet")))
     assert str(schema.field("method").type) == "string"
 
 

@@ -8,7 +8,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import zarr
 
 from schemas.config import RunConfig
 from schemas.example import Example
@@ -17,7 +16,7 @@ from schemas.rows import ExampleRow, FailureRow, MapRow, MetricRow
 from schemas.shard import Task
 from workers import catalog
 from workers.explain import Failed, Report, guarded
-from workers.ledger import failure_row
+from workers.ledger import failure_row, timing_row
 from workers.metrics.base import OK, Metric, Scores
 from workers.metrics.frame import cut
 from workers.store import Store
@@ -43,6 +42,11 @@ class Scored:
     rows: list[MetricRow] = field(default_factory=list)
     failures: list[FailureRow] = field(default_factory=list)
 
+    @property
+    def failed(self) -> int:
+        """Examples with a failure."""
+        return len({failure.question_id for failure in self.failures})
+
 
 class Evaluator:
     """Scores the stored maps of one shard after another against the dataset's human maps.
@@ -55,25 +59,31 @@ class Evaluator:
         self.store = Store(root)
         self.dataset = catalog.dataset(config.dataset)
         self.metrics = catalog.metrics(config.metrics)
-        self.arrays = zarr.open_group(str(self.store.root / "maps.zarr"), mode="r")
+        self.arrays = self.store.arrays()
 
     def run(self, task: Task) -> Report:
         """Score every map of a shard under the task's labels, and commit."""
-        start = time.perf_counter()
-        scored = Scored(task)
+        start, scored = time.time(), Scored(task)
+        attempt = self.store.attempt("evaluate", task)
+        if not attempt.decided:
+            self._score(scored)
+            timing = timing_row(task, "evaluate", start, scored.failed, attempt.name)
+            attempt.add_rows("failures", scored.failures)
+            attempt.add_rows("timings", [timing])
+            attempt.commit(scored.rows)
+        return Report(
+            shard=task.shard.number,
+            examples=len(task.shard.examples),
+            failed=scored.failed,
+            seconds=time.time() - start,
+        )
+
+    def _score(self, scored: Scored) -> None:
+        task = scored.task
         answered, maps = self._answered(task), self._maps(task)
         for example, decoy in zip(task.shard.examples, task.decoys, strict=True):
             if (row := answered.get(example.question_id)) is not None:
                 self._evaluate(scored, example, decoy, row, maps[example.question_id])
-        attempt = self.store.attempt("evaluate", task.shard.number, task.labels)
-        attempt.add_rows("failures", scored.failures)
-        attempt.commit(scored.rows)
-        return Report(
-            shard=task.shard.number,
-            examples=len(task.shard.examples),
-            failed=len({failure.question_id for failure in scored.failures}),
-            seconds=time.perf_counter() - start,
-        )
 
     def _answered(self, task: Task) -> dict[int, ExampleRow]:
         """The shard's examples that the model has answered, by question."""
@@ -97,7 +107,7 @@ class Evaluator:
         maps: list[MapRow],
     ) -> None:
         def compute() -> list[MetricRow]:
-            return self._example_rows(scored.task.labels, example, decoy, frame_of(answered), maps)
+            return self._example_rows(scored.task, example, decoy, frame_of(answered), maps)
 
         outcome = guarded(compute)
         if isinstance(outcome, Failed):
@@ -108,7 +118,7 @@ class Evaluator:
 
     def _example_rows(
         self,
-        labels: Sequence[str],
+        task: Task,
         example: Example,
         decoy: Example,
         frame: Frame,
@@ -116,14 +126,14 @@ class Evaluator:
     ) -> list[MetricRow]:
         humans = [cut(human, frame) for human in self.dataset.human_maps(example)]
         rows: list[MetricRow] = []
-        for name, methods in by_metric(labels).items() if humans else ():
+        for name, methods in by_metric(task.labels).items() if humans else ():
             metric = self.metrics[name]
             prepared = [metric.prepare([human]) for human in humans]
             candidates = [self._candidate(row) for row in maps if row.method in methods]
             if HUMAN in methods:
                 candidates += [Candidate(SHUFFLED, HUMAN, m) for m in self._decoy(decoy, frame)]
-                rows += self._inter_human(example, metric, prepared)
-            rows += self._against(example, metric, candidates, prepared)
+                rows += self._inter_human(task, example, metric, prepared)
+            rows += self._against(task, example, metric, candidates, prepared)
         return rows
 
     def _candidate(self, row: MapRow) -> Candidate:
@@ -137,6 +147,7 @@ class Evaluator:
 
     def _against(
         self,
+        task: Task,
         example: Example,
         metric: Metric,
         candidates: Sequence[Candidate],
@@ -147,21 +158,22 @@ class Evaluator:
         batch = metric.prepare([candidate.values for candidate in candidates])
         for annotator, human in enumerate(humans):
             scores = metric.score(batch, human)
-            yield from _metric_rows(example, metric, candidates, annotator, scores)
+            yield from _metric_rows(task, example, metric, candidates, annotator, scores)
 
     def _inter_human(
-        self, example: Example, metric: Metric, humans: Sequence[Any]
+        self, task: Task, example: Example, metric: Metric, humans: Sequence[Any]
     ) -> Iterator[MetricRow]:
         """Every pair of annotators; ``annotator`` numbers the pairs."""
         for pair, (first, second) in enumerate(combinations(humans, 2)):
             scores = metric.score(first, second)
-            yield from _metric_rows(example, metric, [INTER_HUMAN], pair, scores)
+            yield from _metric_rows(task, example, metric, [INTER_HUMAN], pair, scores)
 
 
 INTER_HUMAN = Candidate(HUMAN, HUMAN, np.empty(0))
 
 
 def _metric_rows(
+    task: Task,
     example: Example,
     metric: Metric,
     candidates: Sequence[Candidate],
@@ -180,6 +192,8 @@ def _metric_rows(
                 value=float(value) if status == OK else None,
                 status=status,
                 conventions=metric.conventions(),
+                shard=task.shard.number,
+                round=task.round,
             )
 
 

@@ -17,6 +17,7 @@ from schemas.frame import Frame
 from schemas.shard import Task, by_image
 from workers import catalog
 from workers.ahead import ahead
+from workers.crashes import Crashes
 from workers.errors import BadExample
 from workers.fidelity import approximation, engine_options
 from workers.images import decode
@@ -40,6 +41,10 @@ class Report(Frozen):
     examples: int
     failed: int
     seconds: float
+    maps: int = 0
+    """Rows committed."""
+    batch: int = 0
+    """Images at once that have fitted the device; 0 where none were computed."""
 
 
 class Explainer:
@@ -53,6 +58,7 @@ class Explainer:
         torch.backends.cudnn.allow_tf32 = False  # on a GPU PyTorch's convolutions would round to it
         self.config = config
         self.store = Store(root)
+        self.crashes = Crashes(self.store.objects)
         self.targets = self.store.record().targets
         self.model = catalog.model_spec(config.model).build(
             catalog.pick_device(config.resources.device)
@@ -60,6 +66,7 @@ class Explainer:
         self.methods = catalog.methods(config.methods)
         self.engine = Engine(self.model, engine_options(config))
         self.inexact = self._inexact()
+        self.batch = config.resources.batch
 
     def _inexact(self) -> dict[str, Inexact]:
         measured = self.store.fidelity()
@@ -73,26 +80,35 @@ class Explainer:
         """Explain every example of a shard by the task's methods, and commit."""
         start = time.perf_counter()
         ledger = Ledger(task, self.model, self.methods, self.targets, self.inexact)
-        if not self.store.attempt("explain", task.shard.number, task.labels).decided:
-            self._explain(ledger)
+        if not self.store.attempt("explain", task).decided:
+            self.explain(ledger)
+            ledger.commit(self.store)
+        self.crashes.finished(task.shard.number)
         return Report(
             shard=task.shard.number,
-            examples=len(task.shard.examples),
-            failed=len({row.question_id for row in ledger.failures}),
+            examples=len(task.wanted),
+            failed=ledger.failed,
             seconds=time.perf_counter() - start,
+            maps=len(ledger.maps) + len(ledger.words),
+            batch=self.batch,
         )
 
-    def _explain(self, ledger: Ledger) -> None:
+    def explain(self, ledger: Ledger) -> None:
+        """Fill the ledger, leaving notes for the case that the process dies."""
+        careful = self.crashes.interrupted(ledger.task.shard.number)
+        self.crashes.breadcrumb(ledger.task.shard.number, None)
+        self.fill(ledger, careful)
+
+    def fill(self, ledger: Ledger, careful: bool = False) -> None:
+        """Everything a task asks for; nothing is written unless it is careful."""
         task = ledger.task
         self._allocate(ledger)
-        images = by_image(task.shard.examples)
-        careful = self.store.interrupted(task.shard.number)
-        self.store.breadcrumb(task.shard.number, None)
+        if task.retry is not None:
+            ledger.restore(self.store, self.store.definitions(["image", "words"]))
+        images = by_image(task.wanted)
         decode = partial(self._decoded, task, images, careful)
         for image_id, prepared in ahead(images, decode, 0 if careful else AHEAD):
             self._explain_image(ledger, images[image_id], prepared)
-        ledger.commit(self.store)
-        self.store.finished(task.shard.number)
 
     def _allocate(self, ledger: Ledger) -> None:
         for label in ledger.task.labels:
@@ -106,7 +122,7 @@ class Explainer:
     ) -> "tuple[Tensor, Frame] | Failed":
         """After a worker has died at this shard its images go one by one, each noted first."""
         if careful:
-            self.store.breadcrumb(task.shard.number, image_id)
+            self.crashes.breadcrumb(task.shard.number, image_id)
         return guarded(lambda: self._prepare(task, image_id, images[image_id][0]))
 
     def _explain_image(
@@ -155,6 +171,7 @@ class Explainer:
             ledger.asked(example, frame, tokens, scene, q)
         for label in ledger.task.labels if scene.rows else ():
             self._explain_by(ledger, label, scene, asked)
+        self.batch = scene.batch  # what has not fitted once is not tried again
 
     def _explain_by(self, ledger: Ledger, label: str, scene: Scene, asked: Asked) -> None:
         start = time.perf_counter()
@@ -178,7 +195,7 @@ class Explainer:
             question_ids=[example.question_id for example, _ in asked],
             truths=[self.model.answer_index(example.truth) for example, _ in asked],
             targets=self.targets,  # type: ignore[arg-type]
-            batch=self.config.resources.batch,
+            batch=self.batch,
             engine=self.engine,
             gradients=wants_gradients(self.methods[label] for label in labels),
         )

@@ -44,6 +44,14 @@ def decode(path: str | Path, limits: Limits) -> np.ndarray:
         return _rgb(Path(path), ImageOps.exif_transpose(image))
 
 
+def file_size(path: str | Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return -1
+
+
 def decode_map(path: str | Path) -> np.ndarray:
     """A human attention map: float32 ``(h, w)`` in 0..1, from 8 or 16-bit grey or from colour."""
     with _reading(Path(path), Limits(min_side=1)) as image:

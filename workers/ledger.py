@@ -1,6 +1,10 @@
 """What one task yields, collected until it is written in one commit."""
 
+import os
+import socket
+import time
 import traceback
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,13 +13,15 @@ import numpy as np
 from schemas.arrays import ArraySpec
 from schemas.example import Example
 from schemas.frame import Frame
-from schemas.rows import ExampleRow, FailureRow, MapRow, WordRow
+from schemas.rows import ExampleRow, FailureRow, MapRow, TimingRow, WordRow
+from schemas.run import Definition
 from schemas.shard import Task
+from workers.encoding import fill_value
 from workers.errors import BadExample
 from workers.methods.base import ImageMethod, Maps, Method, Row, Scene, WordScores
 from workers.metrics.vqa_accuracy import accuracy
 from workers.models.base import Tokens, VQAModel
-from workers.store import Store, fill_value
+from workers.store import Store
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,14 @@ class Inexact:
     fidelity: float | None = None
 
 
+@dataclass(frozen=True)
+class Placed:
+    """What the index says of a stored map: the primary array's scale, all arrays' checksum."""
+
+    scale: float = 1.0
+    checksum: int | None = None
+
+
 @dataclass
 class Ledger:
     """Arrays and rows of one task. Every example ends with its rows, failed ones too."""
@@ -55,6 +69,7 @@ class Ledger:
     maps: list[MapRow] = field(default_factory=list)
     words: list[WordRow] = field(default_factory=list)
     failures: list[FailureRow] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
         shard = self.task.shard
@@ -66,6 +81,38 @@ class Ledger:
         shape = (self.task.shard.capacity, *middle, *spec.shape)
         self.specs[label, spec.name] = spec
         self.arrays[label, spec.name] = np.full(shape, fill_value(spec), spec.dtype)
+
+    def restore(self, store: Store, definitions: Mapping[str, Definition]) -> None:
+        """For a retry: the maps and rows that stay as they are."""
+        again = {e.question_id for e in self.task.wanted}
+        kept = [e for e in self.task.shard.examples if e.question_id not in again]
+        self.examples.update(
+            {
+                row["question_id"]: ExampleRow(**row)
+                for row in store.read_shard("examples", self.task.shard.number).to_pylist()
+            }
+        )
+        if kept:
+            self._restore_rows(store, {e.question_id for e in kept})
+            self._restore_arrays(store, definitions, [self.positions[e.question_id] for e in kept])
+
+    def _restore_rows(self, store: Store, kept: set[int]) -> None:
+        def stored(table: str) -> list[dict]:
+            rows = store.read_shard(table, self.task.shard.number).to_pylist()
+            own = (row for row in rows if row["round"] == self.task.round)
+            return [row for row in own if row["question_id"] in kept]
+
+        self.maps += [MapRow(**row) for row in stored("maps")]
+        self.words += [WordRow(**row) for row in stored("words")]
+        self.failures += [FailureRow(**row) for row in stored("failures")]
+
+    def _restore_arrays(
+        self, store: Store, definitions: Mapping[str, Definition], places: Sequence[int]
+    ) -> None:
+        for label in {label for label, _ in self.arrays}:
+            stored = store.read_arrays(definitions[label], self.task.shard.number)
+            for name, values in stored.items():
+                self.arrays[label, name][places] = values[places]
 
     def asked(self, example: Example, frame: Frame, tokens: Tokens, scene: Scene, q: int) -> None:
         """The model's answer to question ``q`` of a scene."""
@@ -108,21 +155,34 @@ class Ledger:
             self.fail(entry.example, "explain", _not_finite(entry, primary), entry.label)
             return
         top = result.top_answers if isinstance(result, WordScores) else None
-        scale = self._place(entry, own)
-        self._append(entry, primary, None if top is None else top[entry.row.question], scale)
+        placed = self._place(entry, own)
+        self._append(entry, primary, None if top is None else top[entry.row.question], placed)
 
     def commit(self, store: Store) -> None:
-        """Everything in one attempt; the example rows only by the shard's first round."""
+        """Everything in one attempt; the example rows only in the shard's first round."""
         shard = self.task.shard
-        attempt = store.attempt("explain", shard.number, self.task.labels)
+        attempt = store.attempt("explain", self.task)
         for key, values in self.arrays.items():
             attempt.add_array(key[0], self.specs[key], values)
-        if not store.has_examples(shard.number):
-            rows = [self.examples[e.question_id] for e in shard.examples]
+        rows = [self.examples[e.question_id] for e in shard.examples]
+        if {row.round for row in rows} == {self.task.round} and self._brings_examples(store):
             attempt.add_rows("examples", rows)
         attempt.add_rows("words", self.words)
         attempt.add_rows("failures", self.failures)
+        timing = timing_row(
+            self.task, "explain", self.started, self.failed, attempt.name, str(self.model.device)
+        )
+        attempt.add_rows("timings", [timing])
         attempt.commit(self.maps)
+
+    @property
+    def failed(self) -> int:
+        """Examples with a failure."""
+        return len({row.question_id for row in self.failures})
+
+    def _brings_examples(self, store: Store) -> bool:
+        first = store.objects.starting("examples", f"part-{self.task.shard.number:07d}-")
+        return self.task.retry is not None or not first
 
     # --- arrays ---------------------------------------------------------------------------------
 
@@ -132,18 +192,18 @@ class Ledger:
             for name, values in result.arrays.items()
         }
 
-    def _place(self, entry: Entry, own: Mapping[str, np.ndarray]) -> float:
-        """Copy a row's arrays to their place in the shard; returns the primary array's scale."""
+    def _place(self, entry: Entry, own: Mapping[str, np.ndarray]) -> Placed:
+        """Copy a row's arrays to their place in the shard."""
         position = self.positions[entry.example.question_id]
-        scales = {}
-        for name, values in own.items():
+        scales, checksum = {}, 0
+        for name, values in sorted(own.items()):
             spec = self.specs[entry.label, name]
             scales[name] = _half_scale(values) if spec.dtype == "float16" else 1.0
             target = (self.targets.index(entry.row.target),) if spec.per_target else ()
-            place = (position, *target)
-            half = spec.dtype == "float16"
-            self.arrays[entry.label, name][place] = values / scales[name] if half else values
-        return scales.get(self.methods[entry.label].primary, 1.0)
+            stored = self.arrays[entry.label, name][(position, *target)]
+            stored[...] = values / scales[name] if spec.dtype == "float16" else values
+            checksum = zlib.crc32(stored.tobytes(), checksum)
+        return Placed(scales.get(self.methods[entry.label].primary, 1.0), checksum)
 
     # --- rows -----------------------------------------------------------------------------------
 
@@ -152,14 +212,14 @@ class Ledger:
         entry: Entry,
         values: np.ndarray | None,
         top_answers: np.ndarray | None,
-        scale: float = 1.0,
+        placed: Placed | None = None,
     ) -> None:
         if isinstance(self.methods[entry.label], ImageMethod):
-            self.maps.append(self._map_row(entry, values, scale))
+            self.maps.append(self._map_row(entry, values, placed or Placed()))
         else:
             self.words.append(self._word_row(entry, values, top_answers))
 
-    def _map_row(self, entry: Entry, values: np.ndarray | None, scale: float) -> MapRow:
+    def _map_row(self, entry: Entry, values: np.ndarray | None, placed: Placed) -> MapRow:
         status, reason = _verdict(entry, values)
         inexact = self.inexact.get(entry.label, Inexact())
         return MapRow(
@@ -174,7 +234,8 @@ class Ledger:
             mean=float(values.mean()) if values is not None else None,
             approximation=inexact.approximation,
             fidelity=inexact.fidelity,
-            scale=scale,
+            scale=placed.scale,
+            checksum=placed.checksum,
             device=str(self.model.device),
         )
 
@@ -203,10 +264,11 @@ class Ledger:
             "score": self.methods[entry.label].score,
             "seconds": entry.seconds,
             "shard": self.task.shard.number,
+            "round": self.task.round,
         }
 
     def _example_row(self, example: Example, reason: str | None) -> ExampleRow:
-        shard = self.task.shard
+        shard, known = self.task.shard, self.examples.get(example.question_id)
         asked = ("question_id", "image_id", "image", "question", "question_type", "answer_type")
         unknown = dict.fromkeys(
             ("tokens", "prediction", "truth_in_vocabulary", "confidence", "correct", "accuracy")
@@ -223,7 +285,28 @@ class Ledger:
             image_width=None,
             shard=shard.number,
             ordinal=shard.ordinals[self.positions[example.question_id]],
+            round=known.round if known else self.task.round,
         )
+
+
+def timing_row(
+    task: Task, stage: str, started: float, failed: int, attempt: str, device: str = "cpu"
+) -> TimingRow:
+    """What a task took, up to its commit, and where."""
+    return TimingRow(
+        shard=task.shard.number,
+        round=task.round,
+        stage=stage,
+        labels=list(task.labels),
+        examples=len(task.wanted),
+        failed=failed,
+        started=started,
+        seconds=time.time() - started,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        device=device,
+        attempt=attempt,
+    )
 
 
 def failure_row(
@@ -235,6 +318,7 @@ def failure_row(
         question_id=example.question_id,
         image_id=example.image_id,
         shard=task.shard.number,
+        round=task.round,
         stage=stage,
         method=label,
         error=type(error).__name__,

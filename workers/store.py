@@ -1,103 +1,111 @@
 """The store: the only module that writes a run. Layout and commit protocol in ARCHITECTURE.md.
 
-A worker stages everything one task yields under ``stage/<task>.<attempt>/``, then links the
-deciding Parquet fragment into place: that link is the commit, first writer wins. Only then are the
-staged files moved to their final places, a step that anyone may redo.
+A worker stages everything one task yields under ``stage/<task>.<attempt>/``, then creates the
+deciding Parquet fragment: that is the commit, first writer wins. Only then are the staged objects
+moved to their final places, a step that anyone may redo. A retry decides by a mark of its own and
+replaces the fragment as the last thing it publishes.
 """
 
-import hashlib
 import json
-import os
-import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
+from pydantic import ValidationError
 
 from schemas.arrays import ArraySpec
 from schemas.base import Frozen
 from schemas.fidelity import Fidelity
-from schemas.rows import TABLES, arrow_schema
+from schemas.rows import arrow_schema
+from schemas.run import VERSION, Definition, Manifest, Part, RunRecord
+from schemas.shard import Task
+from workers import encoding
 from workers.errors import UserError
+from workers.lease import check_fence
+from workers.objects import Objects, check_first_writer_wins, open_objects
 
-VERSION = "1"
 DECIDING = {"explain": "maps", "evaluate": "metrics"}
 """The table whose fragment decides that a task of a stage is done."""
-TINY = 256 * 1024
-"""A shard's array below this many bytes is one Zarr chunk; above it every map is its own."""
-
-
-class RunRecord(Frozen):
-    """``run.json``: what a run is. Written once; a run with another record is refused."""
-
-    version: str = VERSION
-    recipe: dict
-    """The configuration the run was created with."""
-    dataset: str
-    """Digest of the dataset's records."""
-    model: str
-    """Digest of the model's weights and preprocessing."""
-    targets: tuple[str, ...]
-    shard_size: int
-    shards: int
-    capacity: int
-    examples: int
-    images: int
-
-
-class Definition(Frozen):
-    """``definitions/<kind>/<label>.json``: a method's or metric's parameters, written once."""
-
-    label: str
-    name: str
-    parameters: dict
-    kind: str
-    """``image``, ``words`` or ``metric``."""
-    primary: str | None = None
-    arrays: tuple[ArraySpec, ...] = ()
+Record = TypeVar("Record", bound=Frozen)
 
 
 class Store:
-    """One run's folder. ``create`` makes it; workers and readers open it by its path."""
+    """One run's place, by path or ``s3://`` URL. Drivers, workers and readers open it by that."""
 
     def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+        self.objects: Objects = open_objects(root)
+        self.root = str(root)
+        self._rounds: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def root_anywhere(self) -> str:
+        """The run's place as another process finds it, whatever its working folder."""
+        return str(self.objects.local or self.root)
 
     # --- identity -------------------------------------------------------------------------------
 
     @property
     def exists(self) -> bool:
-        return (self.root / "run.json").exists()
+        return self.objects.exists("run.json")
 
     def record(self) -> RunRecord:
-        """The run's identity; a folder without one is not a run."""
-        path = self.root / "run.json"
-        if not path.exists():
+        """The run's identity; a place without one is not a run."""
+        if not self.exists:
             raise UserError(
                 f"{self.root} is not a run: it has no run.json. Make one with "
                 f"`python run_pipeline.py run RECIPE --out {self.root}`."
             )
-        return RunRecord.model_validate_json(path.read_text())
+        return self._load("run.json", RunRecord)
+
+    def parts(self) -> list[Part]:
+        """What the run began with, and what it has grown by since."""
+        later = [self._load(f"parts/{name}", Part) for name in self.objects.names("parts")]
+        return [self.record().first, *later]
+
+    @property
+    def shards(self) -> int:
+        """Shards of all parts."""
+        return sum(part.shards for part in self.parts())
+
+    def _load(self, key: str, kind: type[Record]) -> Record:
+        try:
+            return kind.model_validate_json(self.objects.read(key))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise UserError(
+                f"{self.root}/{key} is damaged, or another version wrote it: {where}: "
+                f"{first['msg']} ({error.error_count()} errors). Put back a copy, or make a new "
+                "run; `verify` tells what else is damaged."
+            ) from None
 
     def create(self, record: RunRecord) -> None:
-        """Claim the folder for this run, or check that it is this run's already."""
+        """Claim the place for this run, or check that it is this run's already."""
         if self.exists:
             self._refuse_other(record)
-        elif self.root.exists() and any(self.root.iterdir()):
+        elif any(name.split("/")[0] != "submitted" for name in self._anything()):
             raise UserError(
                 f"{self.root} is not empty and is not a run: choose another --out, or empty it."
             )
-        _write_once(self.root / "run.json", _pretty(record))
-        for table in TABLES:
-            (self.root / table).mkdir(exist_ok=True)
-        _make_group(self.root / "maps.zarr")
+        else:
+            check_first_writer_wins(self.objects)
+        if not self.exists and not self.objects.put_new("run.json", _pretty(record)):
+            self._refuse_other(record)
+        self._make_group("")
+
+    def _anything(self) -> Iterable[str]:
+        path = Path(self.root)
+        if "://" in self.root:
+            return self.objects.sizes("")
+        return [child.name for child in path.iterdir()] if path.exists() else []
 
     def _refuse_other(self, record: RunRecord) -> None:
         stored = self.record()
@@ -110,8 +118,13 @@ class Store:
             )
             raise UserError(
                 f"{self.root} holds another run: it differs in {values}. "
-                "Choose another --out, or go back to the recipe in its run.json."
+                "Choose another --out, or go back to the recipe in its run.json. "
+                "(A dataset may grow at its end only.)"
             )
+
+    def grow(self, part: Part) -> None:
+        """Add examples, in shards of their own after the run's last."""
+        self._write_once(f"parts/part-{len(self.parts()):04d}.json", _pretty(part))
 
     def define(self, definitions: Iterable[Definition]) -> None:
         """Record methods and metrics; the same label with other parameters is refused."""
@@ -120,13 +133,13 @@ class Store:
             self._refuse_changed(new)
         for new in definitions:
             self._create_arrays(new)
-            _write_once(self._definition(new.kind, new.label), _pretty(new))
+            self._write_once(_definition(new.kind, new.label), _pretty(new))
 
     def _refuse_changed(self, new: Definition) -> None:
-        path = self._definition(new.kind, new.label)
-        if not path.exists():
+        key = _definition(new.kind, new.label)
+        if not self.objects.exists(key):
             return
-        stored = Definition.model_validate_json(path.read_text())
+        stored = self._load(key, Definition)
         if stored != new:
             old, now = stored.model_dump(mode="json"), new.model_dump(mode="json")
             differ = {
@@ -143,291 +156,335 @@ class Store:
 
     def definitions(self, kinds: Sequence[str]) -> dict[str, Definition]:
         """Label -> definition of every recorded method or metric of these kinds."""
-        found = {}
-        for kind in kinds:
-            for path in sorted(self._definition(kind, "x").parent.glob("*.json")):
-                definition = Definition.model_validate_json(path.read_text())
-                found[definition.label] = definition
-        return found
+        keys = [
+            f"definitions/{kind}/{name}"
+            for kind in kinds
+            for name in self.objects.names(f"definitions/{kind}")
+        ]
+        found = [self._load(key, Definition) for key in keys]
+        return {definition.label: definition for definition in found}
 
     def record_fidelity(self, measured: Iterable[Fidelity]) -> None:
         """What was measured before the first map; it stays as it is."""
         for fidelity in measured:
-            _write_once(self.root / "fidelity" / f"{fidelity.label}.json", _pretty(fidelity))
+            self._write_once(f"fidelity/{fidelity.label}.json", _pretty(fidelity))
 
     def fidelity(self) -> dict[str, Fidelity]:
         """Label -> measured fidelity, of the methods that are not exact."""
-        files = sorted((self.root / "fidelity").glob("*.json"))
-        found = [Fidelity.model_validate_json(path.read_text()) for path in files]
+        names = self.objects.names("fidelity")
+        found = [self._load(f"fidelity/{name}", Fidelity) for name in names]
         return {fidelity.label: fidelity for fidelity in found}
-
-    def _definition(self, kind: str, label: str) -> Path:
-        return self.root / "definitions" / kind / f"{label}.json"
 
     def _create_arrays(self, definition: Definition) -> None:
         """Array metadata, written by the driver alone and before any worker starts."""
-        record = self.record()
+        record, shards = self.record(), self.shards
         for spec in definition.arrays:
-            path = self.root / "maps.zarr" / definition.label / spec.name
-            if not (path / "zarr.json").exists():
-                _make_group(path.parent)
-                _array(path, spec, record.shards, record.capacity, record.targets)
+            path = f"{definition.label}/{spec.name}"
+            key = f"maps.zarr/{path}/zarr.json"
+            if not self.objects.exists(key):
+                self._make_group(definition.label)
+                targets = record.targets
+                encoding.create_array(self.zarr_store, path, spec, shards, record.capacity, targets)
+            elif larger := encoding.grown(self.objects.read(key), shards * record.capacity):
+                self.objects.put(key, larger)
 
-    # --- progress -------------------------------------------------------------------------------
+    def _make_group(self, path: str) -> None:
+        if not self.objects.exists("/".join(filter(None, ["maps.zarr", path, "zarr.json"]))):
+            zarr.create_group(self.zarr_store, path=path, overwrite=False)
+
+    @cached_property
+    def zarr_store(self) -> Any:
+        """``maps.zarr`` as a Zarr store."""
+        return self.objects.zarr("maps.zarr")
+
+    def arrays(self) -> zarr.Group:
+        """``maps.zarr``, to read."""
+        return zarr.open_group(self.zarr_store, mode="r")
+
+    def _write_once(self, key: str, data: bytes) -> None:
+        if not self.objects.exists(key):
+            self.objects.put_new(key, data)
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    def fragments(self, table: str) -> list[str]:
+        """Names of a table's loose fragments."""
+        return [n for n in self.objects.names(table) if n.startswith("part-")]
+
+    def manifest(self, table: str) -> Manifest | None:
+        """What has been compacted, if anything."""
+        names = [n for n in self.objects.names(table) if n.startswith("_compact-")]
+        return self._load(f"{table}/{max(names)}", Manifest) if names else None
 
     def committed(self, stage: str) -> dict[int, set[str]]:
         """Shard -> labels done, read off the names of the deciding fragments."""
+        table = DECIDING[stage]
         done: dict[int, set[str]] = {}
-        rounds: dict[str, tuple[str, ...]] = {}
-        for path in self._fragments(stage):
-            shard, name = fragment_key(path)
-            if name not in rounds:
-                metadata = pq.read_schema(path).metadata
-                rounds[name] = tuple(json.loads(metadata[b"labels"]))
-            done.setdefault(shard, set()).update(rounds[name])
+        for name in self.covered(table):
+            shard, round_name = fragment_key(name)
+            done.setdefault(shard, set()).update(self.labels(round_name, table, name))
         return done
 
-    def _fragments(self, stage: str) -> Iterator[Path]:
-        return (self.root / DECIDING[stage]).glob("part-*.parquet")
+    def covered(self, table: str) -> set[str]:
+        """Names of all fragments of a table, loose or compacted."""
+        manifest = self.manifest(table)
+        return {*self.fragments(table), *(manifest.covers if manifest else ())}
 
-    def has_examples(self, shard: int) -> bool:
-        """Whether an earlier round has committed the shard's example rows."""
-        return any((self.root / "examples").glob(f"part-{shard:07d}-*.parquet"))
+    def labels(self, round_name: str, table: str, name: str | None = None) -> tuple[str, ...]:
+        """The labels of a round, from a fragment's metadata or the manifest; read once."""
+        if round_name not in self._rounds:
+            manifest = self.manifest(table)
+            self._rounds.update(manifest.rounds if manifest else {})
+        if round_name not in self._rounds:
+            names = [name] if name else self.fragments(table)
+            one = next(n for n in names if fragment_key(n)[1] == round_name)
+            self._rounds[round_name] = tuple(json.loads(self._metadata(table, one)[b"labels"]))
+        return self._rounds[round_name]
+
+    def attempt_of(self, table: str, name: str) -> str | None:
+        """The attempt that wrote a fragment, loose or compacted; None if there is none."""
+        try:
+            return self._metadata(table, name)[b"attempt"].decode()
+        except FileNotFoundError:
+            manifest = self.manifest(table)
+            return manifest.covers.get(name) if manifest else None
+
+    def _metadata(self, table: str, name: str) -> dict[bytes, bytes]:
+        with self._undamaged(key := f"{table}/{name}"):
+            return pq.read_schema(pa.BufferReader(self.objects.read(key))).metadata or {}
+
+    def read_fragment(self, key: str) -> pa.Table:
+        """A Parquet object with its checksums checked."""
+        with self._undamaged(key):
+            data = pa.BufferReader(self.objects.read(key))
+            return pq.read_table(data, page_checksum_verification=True)
+
+    @contextmanager
+    def _undamaged(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{self.root}/{key} is damaged: {error}. `python run_pipeline.py verify "
+                f"{self.root}` lists all damage and how to compute it again."
+            ) from None
+
+    def overridden(self, table: str) -> set[str]:
+        """Compacted fragments that a later loose one replaces."""
+        manifest = self.manifest(table)
+        if manifest is None:
+            return set()
+        twice = manifest.covers.keys() & set(self.fragments(table))
+        return {n for n in twice if self.attempt_of(table, n) != manifest.covers[n]}
+
+    def dataset(self, table: str) -> ds.Dataset:
+        """All committed rows of a table, each once, also while it is being compacted."""
+        manifest = self.manifest(table)
+        covers = manifest.covers if manifest else {}
+        replaced = self.overridden(table)
+        loose = [n for n in self.fragments(table) if n not in covers or n in replaced]
+        if table == "failures" and self.objects.exists("failures/dataset.parquet"):
+            loose.append("dataset.parquet")
+        whole = self._open(table, [*loose, *(manifest.files if manifest else ())])
+        if not replaced:
+            return whole
+        kept = self._open(table, manifest.files if manifest else ()).filter(~_among(replaced))
+        return ds.dataset([kept.to_table(), self._open(table, loose).to_table()])
+
+    def _open(self, table: str, names: Sequence[str]) -> ds.Dataset:
+        schema = arrow_schema(table)
+        if not names:
+            return ds.dataset(schema.empty_table())
+        paths = [f"{table}/{name}" for name in names]
+        files = self.objects.arrow()
+        return ds.dataset(paths, schema=schema, format="parquet", filesystem=files)
 
     def read_shard(self, table: str, shard: int) -> pa.Table:
         """All committed rows of one shard."""
-        paths = sorted((self.root / table).glob(f"part-{shard:07d}-*.parquet"))
+        start = f"part-{shard:07d}-"
+        loose = self.objects.starting(table, start)
+        tables = [self.read_fragment(f"{table}/{name}") for name in loose]
+        manifest = self.manifest(table)
+        if manifest is not None:
+            own = self._open(table, manifest.files).filter(ds.field("shard") == shard)
+            rounds = [fragment_key(name)[1] for name in loose]
+            tables.append(own.to_table(filter=~ds.field("round").isin(rounds)))
         empty = arrow_schema(table).empty_table()
-        return pa.concat_tables([empty, *(pq.read_table(path) for path in paths)])
+        return pa.concat_tables([empty, *(t.replace_schema_metadata(None) for t in tables)])
+
+    def read_arrays(self, definition: Definition, shard: int) -> dict[str, np.ndarray]:
+        """A method's arrays of one shard, ``(capacity, [target,] *dims)``."""
+        capacity = self.record().capacity
+        group = self.arrays()
+        places = slice(shard * capacity, (shard + 1) * capacity)
+        return {
+            spec.name: np.asarray(group[f"{definition.label}/{spec.name}"][places])  # type: ignore[index]
+            for spec in definition.arrays
+        }
+
+    # --- commits --------------------------------------------------------------------------------
+
+    def attempt(self, stage: str, task: Task) -> "Attempt":
+        """A new attempt at one task."""
+        return Attempt(self, stage, task)
 
     def recover(self) -> int:
-        """Finish what committed attempts left staged, drop what uncommitted ones left.
+        """Finish what committed attempts left staged; drop what lost against another attempt.
 
-        Only the one driver calls it, before any worker runs. Returns the publishes redone.
+        Only the one driver calls it. What is staged for a task that nobody has committed stays: it
+        may be a living worker's of a driver that is gone. Returns the publishes redone.
         """
         redone = 0
-        for staged in sorted((self.root / "stage").glob("*.*")):
-            stage, shard, round_name, attempt = staged.name.replace(".", "-").split("-")
-            deciding = self.root / DECIDING[stage] / f"part-{shard}-{round_name}.parquet"
-            if deciding.exists() and _attempt_of(deciding) == attempt:
-                _publish(staged, self.root)
+        for staged in self.staged():
+            stage, shard, round_name, attempt = staged.replace(".", "-").split("-")
+            name = f"part-{shard}-{round_name}.parquet"
+            winner = self.attempt_of(DECIDING[stage], name)
+            marks = self._marks(f"{stage}-{shard}-{round_name}")
+            if attempt == winner or attempt in marks.values():
+                self.publish(staged, [mark for mark, own in marks.items() if own == attempt])
                 redone += 1
-            else:
-                shutil.rmtree(staged)
+            elif winner is not None and not marks:
+                self.objects.delete_folder(f"stage/{staged}")
         return redone
 
-    def discard(self, shard: int) -> None:
-        """Un-commit a shard, so that it is computed again: deciding fragments go first."""
-        for table in ("maps", "metrics", "examples", "words", "failures"):
-            for path in sorted((self.root / table).glob(f"part-{shard:07d}-*.parquet")):
-                path.unlink()
+    def staged(self) -> list[str]:
+        """Names of the attempts that have something staged."""
+        keys = self.objects.sizes("stage")
+        folders = {key.split("/")[1] for key in keys if key.count("/") > 1}
+        return sorted(name for name in folders if "." in name)
 
-    def attempt(self, stage: str, shard: int, labels: Sequence[str]) -> "Attempt":
-        """A new attempt at one task."""
-        return Attempt(self.root, stage, shard, tuple(labels))
+    def drop_staged(self) -> None:
+        """Delete what attempts have staged that can no longer commit: no driver is at work."""
+        for staged in self.staged():
+            self.objects.delete_folder(f"stage/{staged}")
 
-    # --- an example that kills its process ----------------------------------------------------
+    def _marks(self, task: str) -> dict[str, str]:
+        """Keys of the marks that retries of a task have decided by, with the winning attempts."""
+        keys = [f"stage/{name}" for name in self.objects.starting("stage", f"commit-{task}.")]
+        return {key: self.objects.read(key).decode() for key in keys}
 
-    def breadcrumb(self, shard: int, image_id: int | None) -> None:
-        """Note that a worker is at a shard, and at which image if only one can be to blame for its
-        death; the note survives it."""
-        path = self._crumb(shard)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("" if image_id is None else str(image_id))
+    def publish(self, staged: str, marks: Sequence[str] = ()) -> None:
+        """Move an attempt's objects to their final places, arrays before the rows about them.
 
-    def finished(self, shard: int) -> None:
-        """The worker has left the shard alive."""
-        self._crumb(shard).unlink(missing_ok=True)
-
-    def interrupted(self, shard: int) -> bool:
-        """Whether a worker has died at the shard."""
-        return self._crumb(shard).exists()
-
-    def last_image(self, shard: int) -> int | None:
-        """The image a dead worker was at, if that is known."""
-        text = self._crumb(shard).read_text() if self.interrupted(shard) else ""
-        return int(text) if text else None
-
-    def _crumb(self, shard: int) -> Path:
-        return self.root / "stage" / f"crumb-{shard:07d}"
-
-    def count_crash(self, shard: int, image_id: int) -> int:
-        """Note that a worker process died at an image; how often that has happened."""
-        path = self.root / "stage" / f"crash-{shard:07d}-{image_id}"
-        with path.open("ab") as file:
-            file.write(b".")
-        return path.stat().st_size
+        Only the attempt that committed is published, so replacing an older object is safe.
+        """
+        keys = sorted(self.objects.sizes(f"stage/{staged}"), key=_arrays_first)
+        for key in keys:
+            self.objects.move(key, key.removeprefix(f"stage/{staged}/"))
+        self.objects.delete_folder(f"stage/{staged}")
+        for mark in marks:
+            self.objects.delete(mark)
 
     def record_bad(self, rows: Sequence[Frozen]) -> None:
         """Failures of records that never became examples; written once."""
         if rows:
-            table = _parquet("failures", rows, {"version": VERSION})
-            _write_once(self.root / "failures" / "dataset.parquet", table)
+            data = encoding.fragment("failures", rows, {"version": VERSION})
+            self._write_once("failures/dataset.parquet", data)
+
+    # --- shards whose metrics are out of date ---------------------------------------------------
+
+    def stale(self) -> set[int]:
+        """Shards with maps that have been computed again since they were evaluated."""
+        return {int(name) for name in self.objects.names("stale")}
+
+    def mark_stale(self, shard: int) -> None:
+        self.objects.put(f"stale/{shard:07d}", b"")
+
+    def evaluated(self, shard: int) -> None:
+        """The shard's metrics are those of its maps again."""
+        self.objects.delete(f"stale/{shard:07d}")
 
 
 class Attempt:
     """Everything one task writes: staged first, then committed, then published."""
 
-    def __init__(self, root: Path, stage: str, shard: int, labels: tuple[str, ...]) -> None:
-        self.root, self.stage, self.shard, self.labels = root, stage, shard, labels
+    def __init__(self, store: Store, stage: str, task: Task) -> None:
+        self.store, self.stage, self.task = store, stage, task
+        self.objects = store.objects
         self.name = uuid.uuid4().hex[:12]
-        self.fragment = f"part-{shard:07d}-{round_name(labels)}.parquet"
-        self.folder = root / "stage" / f"{stage}-{shard:07d}-{round_name(labels)}.{self.name}"
+        self.fragment = f"part-{task.shard.number:07d}-{task.round}.parquet"
+        self.of = f"{stage}-{task.shard.number:07d}-{task.round}"
+        self.folder = f"{self.of}.{self.name}"
 
     @property
     def decided(self) -> bool:
         """Whether some attempt at this task has committed: its report may have been lost."""
-        return (self.root / DECIDING[self.stage] / self.fragment).exists()
+        first_time = self.task.retry is None
+        return first_time and self.objects.exists(f"{DECIDING[self.stage]}/{self.fragment}")
 
     def add_array(self, label: str, spec: ArraySpec, values: np.ndarray) -> None:
         """Stage the Zarr shard of one array: ``values`` is ``(capacity, [target,] *dims)``."""
-        key = ".".join(["c", str(self.shard), *["0"] * (values.ndim - 1)])
-        self._stage(Path("maps.zarr") / label / spec.name / key, _encode(spec, values))
+        key = encoding.shard_key(label, spec, self.task.shard.number)
+        self._stage(key, encoding.zarr_shard(spec, values))
 
     def add_rows(self, table: str, rows: Sequence[Frozen]) -> None:
-        """Stage a table's fragment; an empty one is not written."""
-        if rows:
-            self._stage(Path(table) / self.fragment, self._parquet(table, rows))
+        """Stage a table's fragment; an empty one only to replace another."""
+        if rows or self.task.retry is not None:
+            self._stage(f"{table}/{self.fragment}", self._parquet(table, rows))
 
     def commit(self, rows: Sequence[Frozen]) -> bool:
-        """Link the deciding fragment, then publish. False: another attempt was first."""
-        table = DECIDING[self.stage]
-        temporary = self.root / table / f".tmp-{self.fragment}-{self.name}"
-        _write_synced(temporary, self._parquet(table, rows))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(temporary, self.root / table / self.fragment)
-        except FileExistsError:
-            shutil.rmtree(self.folder)
+        """Create the deciding fragment, then publish. False: another attempt was first."""
+        check_fence(self.objects, self.task.driver)
+        if self.task.retry is not None:
+            return self._replace(rows)
+        key = f"{DECIDING[self.stage]}/{self.fragment}"
+        if not self.objects.put_new(key, self._parquet(DECIDING[self.stage], rows)):
+            self.objects.delete_folder(f"stage/{self.folder}")
             return False
-        finally:
-            temporary.unlink()
-        _sync_folder(self.root / table)
-        _publish(self.folder, self.root)
+        self.store.publish(self.folder)
         return True
 
-    def _stage(self, path: Path, data: bytes) -> None:
-        staged = self.folder / path
-        staged.parent.mkdir(parents=True, exist_ok=True)
-        _write_synced(staged, data)
+    def _replace(self, rows: Sequence[Frozen]) -> bool:
+        """Decide by a mark which retry of the committed attempt counts; the fragment follows."""
+        deciding = DECIDING[self.stage]
+        self._stage(f"{deciding}/{self.fragment}", self._parquet(deciding, rows))
+        if self.stage == "explain":
+            self.store.mark_stale(self.task.shard.number)
+        mark = f"stage/commit-{self.of}.{self.store.attempt_of(deciding, self.fragment)}"
+        if not self.objects.put_new(mark, self.name.encode()):
+            self.objects.delete_folder(f"stage/{self.folder}")
+            return False
+        self.store.publish(self.folder, [mark])
+        return True
+
+    def _stage(self, key: str, data: bytes) -> None:
+        self.objects.put(f"stage/{self.folder}/{key}", data)
 
     def _parquet(self, table: str, rows: Sequence[Frozen]) -> bytes:
-        metadata = {"attempt": self.name, "labels": json.dumps(self.labels), "version": VERSION}
-        return _parquet(table, rows, metadata)
+        metadata = {
+            "attempt": self.name,
+            "labels": json.dumps(self.task.labels),
+            "version": VERSION,
+        }
+        return encoding.fragment(table, rows, metadata)
 
 
-def _parquet(table: str, rows: Sequence[Frozen], metadata: dict[str, str]) -> bytes:
-    schema = arrow_schema(table, metadata)
-    data = pa.Table.from_pylist([row.model_dump() for row in rows], schema=schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(data, sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
-
-
-def round_name(labels: Iterable[str]) -> str:
-    """A short name for a set of labels, part of the fragment's file name."""
-    return hashlib.sha256("\n".join(sorted(labels)).encode()).hexdigest()[:10]
-
-
-def fragment_key(path: Path) -> tuple[int, str]:
+def fragment_key(name: str) -> tuple[int, str]:
     """``part-<shard>-<round>.parquet`` -> shard number and round name."""
-    _, shard, name = path.stem.split("-")
-    return int(shard), name
+    _, shard, round_name = name.removesuffix(".parquet").split("-")
+    return int(shard), round_name
 
 
-def array_shape(
-    spec: ArraySpec, shards: int, capacity: int, targets: Sequence[str]
-) -> tuple[int, ...]:
-    """``(example, target, *dims)``, or ``(example, *dims)`` where the target does not matter."""
-    middle = (len(targets),) if spec.per_target else ()
-    return (shards * capacity, *middle, *spec.shape)
+def _among(names: Iterable[str]) -> ds.Expression:
+    """Rows of these fragments."""
+    expression = ds.scalar(False)
+    for name in names:
+        shard, round_name = fragment_key(name)
+        expression |= (ds.field("shard") == shard) & (ds.field("round") == round_name)
+    return expression
 
 
-def fill_value(spec: ArraySpec) -> float | int:
-    """What an unwritten place reads as."""
-    return -1 if spec.dtype == "int32" else float("nan")
+def _arrays_first(key: str) -> tuple[int, str]:
+    """Maps, then the rows beside them, then the deciding rows."""
+    table = key.split("/")[2]
+    order = {"maps.zarr": 0, "maps": 2, "metrics": 2}
+    return order.get(table, 1), key
 
 
-def _array(
-    where: object, spec: ArraySpec, shards: int, capacity: int, targets: Sequence[str]
-) -> zarr.Array:
-    shape = array_shape(spec, shards, capacity, targets)
-    shard = (capacity, *shape[1:])
-    tiny = int(np.prod(shard)) * np.dtype(spec.dtype).itemsize <= TINY
-    dims = ("example", *(("target",) if spec.per_target else ()), *spec.dims)
-    return zarr.create_array(
-        where,
-        shape=shape,
-        dtype=spec.dtype,
-        chunks=shard if tiny else (1, *shape[1:]),
-        shards=shard,
-        fill_value=fill_value(spec),
-        compressors=[BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle"), Crc32cCodec()],
-        dimension_names=dims,
-        chunk_key_encoding={"name": "default", "separator": "."},
-        attributes={"targets": list(targets)} if spec.per_target else {},
-        config={"write_empty_chunks": True},
-    )
-
-
-def _encode(spec: ArraySpec, values: np.ndarray) -> bytes:
-    """The bytes of one Zarr shard, exactly as ``array[a:b] = values`` would write them."""
-    memory = zarr.storage.MemoryStore()
-    targets = ("",) * values.shape[1] if spec.per_target else ()
-    _array(memory, spec, 1, len(values), targets)[:] = values
-    key = ".".join(["c", *["0"] * values.ndim])
-    blob = sync(memory.get(key, default_buffer_prototype()))
-    if blob is None:
-        raise RuntimeError(f"zarr wrote no shard for {spec.name} at key {key}")
-    return blob.to_bytes()
-
-
-def _make_group(path: Path) -> None:
-    if not (path / "zarr.json").exists():
-        zarr.create_group(path, overwrite=False)
-
-
-def _publish(staged: Path, root: Path) -> None:
-    """Move staged files to their final places. Only the attempt that committed is published, so
-    replacing an older file is safe: no committed row describes it."""
-    folders = set()
-    for path in sorted(p for p in staged.rglob("*") if p.is_file()):
-        final = root / path.relative_to(staged)
-        path.replace(final)
-        folders.add(final.parent)
-    for folder in folders:
-        _sync_folder(folder)
-    shutil.rmtree(staged)
-
-
-def _attempt_of(fragment: Path) -> str:
-    return pq.read_schema(fragment).metadata[b"attempt"].decode()
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_once(path: Path, data: bytes) -> None:
-    """Write a small file atomically unless it is there already."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    _write_synced(temporary, data)
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _definition(kind: str, label: str) -> str:
+    return f"definitions/{kind}/{label}.json"
 
 
 def _pretty(record: Frozen) -> bytes:

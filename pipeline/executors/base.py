@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from schemas.config import Resources
 from schemas.shard import Task
@@ -24,6 +24,10 @@ class Job:
     arguments: tuple[object, ...]
     after_crash: Callable[[Task], Task]
     """The task to requeue when a worker process has died at it."""
+    tell: Callable[[str, dict[str, Any]], None] = lambda event, fields: None
+    """Where an executor reports what it lived through: crashes, lost nodes, deadlines."""
+    accelerated: bool = True
+    """Whether the worker can use a GPU."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.metrics import Counter as Total
+from ray.util.metrics import Gauge
 
 from pipeline.executors.base import Executor, Job, Outcome, Worker
 from schemas.config import Resources
 from schemas.shard import Task
 from workers.errors import UserError
+from workers.explain import Report
 
 IN_FLIGHT = 2
 """Tasks an actor holds: one running, one waiting, so that it never idles."""
@@ -27,8 +30,12 @@ CRASHES = 6
 """Crashes of one task after which it is given up, whatever image was to blame."""
 START_FAILURES = 3
 """Start-ups in a row that fail before the run is stopped: the model will not load."""
-READY_SECONDS = 300.0
-"""How long the first actor may take to be placed and built before the run is stopped."""
+NODE_SECONDS = 5.0
+"""How long the cluster may take to notice that a node is gone."""
+PROCESS_DIED = "worker process has died"
+"""What Ray says of an actor whose process ended by itself; its node is fine."""
+DEADLINE, MARGIN = 600.0, 20.0
+"""Least seconds before a shard counts as hung, and how many times the slowest one's it may take."""
 
 
 class Actor:
@@ -37,8 +44,9 @@ class Actor:
     def __init__(self, worker: Callable[..., Worker], arguments: tuple[object, ...]) -> None:
         self.worker = worker(*arguments)
 
-    def ready(self) -> int:
-        return os.getpid()
+    def ready(self) -> str:
+        """The node it runs on."""
+        return ray.get_runtime_context().get_node_id()
 
     def run(self, task: Task) -> object:
         return self.worker.run(task)
@@ -51,6 +59,13 @@ class Slot:
     handle: Any
     tasks: deque[Task] = field(default_factory=deque)
     up: bool = False
+    node: str = ""
+    since: float = 0.0
+    """When the oldest task was begun."""
+    hung: bool = False
+
+    def start_clock(self) -> None:
+        self.since = time.monotonic()
 
 
 class RayExecutor(Executor):
@@ -77,10 +92,13 @@ class _Pool:
         self.slots: list[Slot] = []
         self.crashes: Counter[int] = Counter()
         self.start_failures = 0
+        self.slowest = 0.0
         self.born = time.monotonic()
+        self.gpus = _gpus(job, resources)
+        self.gauges = Gauges(resources)
         self.actor = ray.remote(Actor).options(
             num_cpus=resources.threads,
-            num_gpus=resources.gpus_per_worker,
+            num_gpus=self.gpus,
             max_restarts=0,
             max_task_retries=0,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(resources.threads)}},
@@ -91,6 +109,8 @@ class _Pool:
     def outcomes(self) -> Iterator[Outcome]:
         while self.queue or any(slot.tasks for slot in self.slots):
             self._check_started()
+            self._kill_hung()
+            self.gauges.queue(len(self.queue) + sum(len(slot.tasks) for slot in self.slots))
             done, _ = ray.wait(list(self.calls), num_returns=1, timeout=1.0)
             for call in done:
                 if call in self.calls:  # not one of an actor buried a moment ago
@@ -107,17 +127,29 @@ class _Pool:
 
     def _check_started(self) -> None:
         waited = time.monotonic() - self.born
-        if waited > READY_SECONDS and not any(slot.up for slot in self.slots):
-            needs = f"{self.resources.threads} CPU and {self.resources.gpus_per_worker} GPU"
+        if waited > self.resources.start_timeout and not any(slot.up for slot in self.slots):
+            needs = f"{self.resources.threads} CPU and {self.gpus:g} GPU"
             raise UserError(
                 f"No worker could be started within {waited:.0f} s: each needs {needs}; the "
                 f"cluster has {ray.cluster_resources()}. Lower resources.threads or "
-                "resources.gpus_per_worker."
+                "resources.gpus_per_worker, or raise resources.start_timeout where nodes have to "
+                "be started first."
             )
+
+    def _kill_hung(self) -> None:
+        """Kill the workers whose shard has taken longer than any may."""
+        limit = self.resources.deadline or max(DEADLINE, MARGIN * self.slowest)
+        for slot in self.slots:
+            if slot.tasks and not slot.hung and time.monotonic() - slot.since > limit:
+                slot.hung = True
+                self.job.tell("deadline", {"shard": slot.tasks[0].shard.number, "seconds": limit})
+                ray.kill(slot.handle)
 
     def _feed(self, slot: Slot) -> None:
         while slot.up and self.queue and len(slot.tasks) < IN_FLIGHT:
             task = self.queue.popleft()
+            if not slot.tasks:
+                slot.start_clock()
             slot.tasks.append(task)
             self.calls[slot.handle.run.remote(task)] = (slot, task)
 
@@ -125,30 +157,41 @@ class _Pool:
         slot, task = self.calls.pop(call)
         try:
             result = ray.get(call)
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             yield from self._bury(slot, error)
             return
         except RayTaskError as error:
             if task is None:
                 raise
             slot.tasks.remove(task)
+            slot.start_clock()
             yield Outcome(task, error=str(error.cause))
         else:
             if task is None:
-                slot.up, self.start_failures = True, 0
+                slot.up, slot.node, self.start_failures = True, result, 0
             else:
-                slot.tasks.remove(task)
-                yield Outcome(task, report=result)
+                yield self._done(slot, task, result)
         self._feed(slot)
 
-    def _bury(self, slot: Slot, error: RayActorError) -> Iterator[Outcome]:
+    def _done(self, slot: Slot, task: Task, report: Report) -> Outcome:
+        slot.tasks.remove(task)
+        slot.start_clock()
+        self.slowest = max(self.slowest, report.seconds)
+        self.gauges.done(report)
+        return Outcome(task, report=report)
+
+    def _bury(self, slot: Slot, error: RayError) -> Iterator[Outcome]:
         """Forget a dead actor, requeue its tasks and start another."""
-        self._count_start_failure(slot, error)
+        lost = slot.up and not slot.hung and _node_lost(slot.node, error)
+        if not lost:
+            self._count_start_failure(slot, error)
         yield from self._last_words(slot)
         ray.kill(slot.handle)
         self.slots.remove(slot)
-        if slot.tasks:
+        if slot.tasks and not lost:
             yield from self._requeue_running(slot.tasks.popleft(), error)
+        elif lost:
+            self.job.tell("node lost", {"node": slot.node, "tasks": len(slot.tasks)})
         self.queue.extendleft(reversed(slot.tasks))
         if self.queue:
             self._start()
@@ -160,21 +203,22 @@ class _Pool:
             _, task = self.calls.pop(call)
             try:
                 report = ray.get(call)
-            except (RayActorError, RayTaskError):
+            except (RayActorError, OutOfMemoryError, RayTaskError):
                 continue
             if task is not None:
-                slot.tasks.remove(task)
-                yield Outcome(task, report=report)
+                yield self._done(slot, task, report)
 
-    def _requeue_running(self, task: Task, error: RayActorError) -> Iterator[Outcome]:
+    def _requeue_running(self, task: Task, error: RayError) -> Iterator[Outcome]:
         self.crashes[task.shard.number] += 1
         count = self.crashes[task.shard.number]
+        reason = str(error).strip().splitlines()[-1]
+        self.job.tell("crash", {"shard": task.shard.number, "times": count, "reason": reason})
         if count >= CRASHES:
             yield Outcome(task, error=f"its worker process died {count} times: {error}")
         else:
             self.queue.appendleft(self.job.after_crash(task))
 
-    def _count_start_failure(self, slot: Slot, error: RayActorError) -> None:
+    def _count_start_failure(self, slot: Slot, error: RayError) -> None:
         if slot.up:
             return
         self.start_failures += 1
@@ -186,6 +230,54 @@ class _Pool:
                 f"A worker could not be started {START_FAILURES} times in a row; the last reason: "
                 f"{error}"
             )
+
+
+class Gauges:
+    """What Ray's dashboard and Prometheus show of a run."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.began = time.monotonic()
+        self.examples = 0
+        self._done = Total("vqatlas_examples_done", "Examples explained or evaluated.")
+        self._maps = Total("vqatlas_maps_done", "Maps and word importances committed.")
+        self._rate = Gauge("vqatlas_examples_per_second", "Since this driver began.")
+        self._queue = Gauge("vqatlas_queue", "Shards that wait or are being worked on.")
+        self._batch = Gauge("vqatlas_batch", "Images a worker sends through the trunk at once.")
+        self._batch.set(resources.batch)
+
+    def queue(self, shards: int) -> None:
+        self._queue.set(shards)
+
+    def done(self, report: Report) -> None:
+        self.examples += report.examples
+        if report.examples:
+            self._done.inc(report.examples)
+        if report.maps:
+            self._maps.inc(report.maps)
+        self._rate.set(self.examples / (time.monotonic() - self.began))
+        if report.batch:
+            self._batch.set(report.batch)
+
+
+def _gpus(job: Job, resources: Resources) -> float:
+    """GPUs of one worker: as asked for, or one where the cluster has any and it can be used."""
+    if not job.accelerated or resources.device == "cpu":
+        return 0.0
+    if resources.gpus_per_worker is not None:
+        return resources.gpus_per_worker
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def _node_lost(node: str, error: RayError) -> bool:
+    """Whether an actor died with its node, which is no fault of what it was working on."""
+    if PROCESS_DIED in str(error) or isinstance(error, OutOfMemoryError):
+        return False
+    end = time.monotonic() + NODE_SECONDS
+    while time.monotonic() < end:
+        if not any(n["NodeID"] == node and n["Alive"] for n in ray.nodes()):
+            return True
+        time.sleep(0.2)
+    return False
 
 
 @contextmanager

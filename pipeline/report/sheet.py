@@ -40,7 +40,7 @@ class Strip:
     """Label -> map; NaN-free, any grid."""
 
 
-def run_sheet(root: Path, out: Path, rows: int = 8) -> None:
+def run_sheet(root: Path | str, out: Path, rows: int = 8) -> None:
     """Some examples of a run: right and wrong, sure and unsure in turn, each image once."""
     run = Run(root)
     chosen = _choose(run.examples, rows)

@@ -2,7 +2,6 @@
 
 import sys
 from os.path import relpath
-from pathlib import Path
 
 import pandas as pd
 from rich.table import Table
@@ -11,12 +10,14 @@ from pipeline.console import console
 from pipeline.dataset import Run
 from pipeline.plan import Plan
 from pipeline.progress import clock
-from pipeline.run import failed_examples, stored_config
+from pipeline.run import Root, failed_examples, stored_config
 from pipeline.single import Explanation
 from pipeline.studies.accuracy import accuracy_table
 from pipeline.studies.agreement import agreement
 from pipeline.studies.summary import Bootstrap
 from pipeline.studies.tables import render, side_by_side
+from pipeline.verify import Verdict
+from workers.lease import holder
 
 MAIN_METRICS = ("rank_correlation", "ty_iou")
 """Printed by ``evaluate``; all others are in the store."""
@@ -27,10 +28,10 @@ def print_plan(plan: Plan) -> None:
     table = Table(show_header=False, box=None)
     record = plan.record
     rows = {
-        "examples": f"{plan.examples:,} questions on {record.images:,} images",
+        "examples": f"{plan.examples:,} questions on {plan.images:,} images",
         "methods": ", ".join(d.label for d in plan.definitions if d.kind != "metric"),
         "targets": ", ".join(record.targets),
-        "shards": f"{len(plan.tasks):,} to do of {record.shards:,} "
+        "shards": f"{len(plan.tasks):,} to do of {len(plan.shards):,} "
         f"(up to {record.capacity} examples each)",
         "trunk passes": f"{plan.passes:,} forward ({plan.passes_per_image:,} an image), "
         f"{plan.backward_passes:,} or more backward ({plan.backward_per_example} an example)",
@@ -48,7 +49,7 @@ def print_plan(plan: Plan) -> None:
     console.print(table)
 
 
-def print_tables(root: Path) -> None:
+def print_tables(root: Root) -> None:
     """Accuracy, then agreement with human attention, baselines among the methods."""
     run = Run(root)
     bootstrap = Bootstrap(seed=stored_config(root).seed)
@@ -74,7 +75,7 @@ def _print_unlabelled(examples: pd.DataFrame) -> None:
         )
 
 
-def print_demo(root: Path) -> None:
+def print_demo(root: Root) -> None:
     """Where everything is, and what to try next."""
     python, image = map(relpath, (sys.executable, Run(root).examples.image.iloc[0]))
     console.print(
@@ -93,10 +94,13 @@ def print_demo(root: Path) -> None:
     )
 
 
-def print_status(root: Path) -> int:
+def print_status(root: Root) -> int:
     """Done, failed, left and size; returns the number of failed examples."""
     run = Run(root)
-    record, failed = run.record, failed_examples(root)
+    parts, failed = run.store.parts(), failed_examples(root)
+    examples, images, shards = (
+        sum(getattr(part, name) for part in parts) for name in ("examples", "images", "shards")
+    )
     table = Table("method", "done", "failed", "degenerate", "left", title=str(root))
     rows = pd.concat([run.maps, run.words])
     for label in run.definitions:
@@ -104,19 +108,48 @@ def print_status(root: Path) -> int:
         explained = own[own.status != "failed"].question_id.nunique()
         broken = own[own.status == "failed"].question_id.nunique()
         degenerate = int((own.status == "degenerate").sum())
-        left = record.examples - own.question_id.nunique()
+        left = examples - own.question_id.nunique()
         table.add_row(label, *(f"{n:,}" for n in (explained, broken, degenerate, left)))
     console.print(table)
-    stored = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
+    stored = sum(run.store.objects.sizes("").values())
     console.print(
-        f"{record.examples:,} examples on {record.images:,} images, {record.shards:,} shards; "
+        f"{examples:,} examples on {images:,} images, {shards:,} shards; "
         f"{failed:,} failed; {run.metrics.question_id.nunique():,} evaluated; "
-        f"{size(stored)} on disk"
+        f"{size(stored)} stored"
     )
+    at_work = holder(run.store.objects)
+    if at_work is not None:
+        console.print(f"being written by {at_work}", soft_wrap=True)
     return failed
 
 
-def print_failures(root: Path, limit: int) -> None:
+def print_verdict(root: Root, verdict: Verdict) -> int:
+    """A line a check, the first problems of each, the remedy; returns the number of problems."""
+    table = Table("check", "checked", "problems", title=f"{root}: verify")
+    for check in verdict.checks:
+        table.add_row(check.name, f"{check.checked:,}", f"{check.problems:,}")
+    console.print(table)
+    for check in verdict.checks:
+        for text in check.first:
+            console.print(f"{check.name}: {text}", soft_wrap=True, markup=False)
+    if verdict.driver:
+        console.print(f"meanwhile it is being written by {verdict.driver}", soft_wrap=True)
+    if verdict.shards:
+        shards = " ".join(f"--shard {shard}" for shard in verdict.shards)
+        mend = f"python run_pipeline.py retry {root} {shards}"
+        console.print(f"[red]Compute them again:[/] {mend}", soft_wrap=True)
+    return verdict.problems
+
+
+def print_compacted(root: Root, merged: dict[str, int]) -> None:
+    """What was merged."""
+    for table, count in merged.items():
+        console.print(f"{table}: {count:,} fragments merged")
+    if not merged:
+        console.print(f"{root}: nothing to merge")
+
+
+def print_failures(root: Root, limit: int) -> None:
     """The first failures, one a line."""
     failures = Run(root).failures
     table = Table("question", "stage", "method", "error", "message", title=f"{root}: failures")
