@@ -12,10 +12,11 @@ demo: .venv/.installed  ## the whole workflow on the embedded world
 test: .venv/.installed-dev  ## set-up and all tests
 	$(PY) -m pytest
 
-lint: .venv/.installed-dev  ## style, types
+lint: .venv/.installed-dev  ## style, types, known vulnerabilities
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	$(PY) deploy/audit.py
 
 bench: .venv/.installed-dev  ## ours beside Captum; prints ratios, about an hour
 	for trunk in resnet18 resnet50 vgg16; do for px in 224 448; do \
