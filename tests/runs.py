@@ -7,8 +7,8 @@ import pandas as pd
 
 from pipeline.dataset import Run
 
-PLACES = ["shard", "ordinal", "round", "seconds", "device", "checksum"]
-"""Where and how fast a map was made may differ, and its last bits; what it is may not."""
+PLACES = ["shard", "ordinal", "round", "seconds", "device", "checksum", "image"]
+"""Where, of what folder and how fast a map was made may differ, and its last bits; else nothing."""
 
 
 def assert_same_run(first: Path, second: Path, tolerance: float = 1e-5) -> None:

@@ -309,7 +309,7 @@ class Store:
         manifest = self.manifest(table)
         if manifest is not None:
             own = self._open(table, manifest.files).filter(ds.field("shard") == shard)
-            rounds = [fragment_key(name)[1] for name in loose]
+            rounds = pa.array([fragment_key(name)[1] for name in loose], pa.string())
             tables.append(own.to_table(filter=~ds.field("round").isin(rounds)))
         empty = arrow_schema(table).empty_table()
         return pa.concat_tables([empty, *(t.replace_schema_metadata(None) for t in tables)])

@@ -1,0 +1,251 @@
+"""A run that goes on after it was finished: more examples, failures retried, fragments merged."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import run as stages
+from pipeline.dataset import Run
+from pipeline.verify import verify
+from schemas.config import RunConfig
+from tests.conftest import Recipe
+from tests.forge import forge
+from tests.runs import assert_same_run
+from workers import compact
+from workers.errors import UserError
+from workers.store import Store
+
+METHODS = {"saliency": {}, "attention": {}, "word_gradient": {}}
+
+
+def first(recipe: Recipe, world: Path, limit: int | None, **sections: object) -> RunConfig:
+    """The recipe over the world's first examples."""
+    dataset = {"name": "shapes", "root": str(world), "scenes": 8, "seed": 3, "limit": limit}
+    return recipe(dataset=dataset, methods=METHODS, **sections)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("growth") / "whole"
+
+
+@pytest.fixture
+def complete(whole: Path, recipe: Recipe, world: Path) -> Path:
+    """All examples in one go, evaluated."""
+    if not whole.exists():
+        stages.run(first(recipe, world, None), whole)
+        stages.evaluate(whole)
+    return whole
+
+
+@pytest.fixture
+def copy(complete: Path, tmp_path: Path) -> Path:
+    """A run of one's own to damage or to merge."""
+    shutil.copytree(complete, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def assert_sound(root: Path, sample: int = 0) -> None:
+    verdict = verify(root, sample)
+    assert verdict.problems == 0, [check.first for check in verdict.checks]
+
+
+def test_finished_run_is_sound(complete: Path) -> None:
+    assert_sound(complete, sample=6)
+
+
+def test_run_grown_twice_equals_one_of_all_examples(
+    recipe: Recipe, world: Path, complete: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    done = []
+    for limit in (8, 17, None):
+        done.append(stages.run(first(recipe, world, limit), out).tasks)
+        stages.evaluate(out)
+    assert stages.run(first(recipe, world, None), out).tasks == 0
+    assert len(Store(out).parts()) == 3
+    assert sum(done) == Store(out).shards
+    assert_same_run(complete, out)
+    key = ["question_id", "method", "target", "metric", "annotator"]
+    rows = Run(out).metrics
+    real = rows[rows.method != "shuffled_human"]
+    assert not rows.duplicated(key).any()
+    assert len(real) == len(Run(complete).metrics.query("method != 'shuffled_human'"))
+    assert_sound(out, sample=4)
+
+
+def test_grown_run_still_takes_the_recipe_it_began_with(
+    recipe: Recipe, world: Path, tmp_path: Path
+) -> None:
+    stages.run(first(recipe, world, 8), tmp_path / "run")
+    stages.run(first(recipe, world, 20), tmp_path / "run")
+    assert stages.run(first(recipe, world, 8), tmp_path / "run").tasks == 0
+
+
+def test_dataset_changed_at_its_beginning_is_refused(
+    recipe: Recipe, world: Path, tmp_path: Path
+) -> None:
+    stages.run(first(recipe, world, 8), tmp_path / "run")
+    with pytest.raises(UserError, match=r"differs in dataset .* may grow at its end only"):
+        stages.run(first(recipe, world, 7), tmp_path / "run")
+
+
+def damaged(world: Path, folder: Path) -> tuple[Path, bytes]:
+    """A copy of the world with an image of zeros, and the bytes that belong there."""
+    subprocess.run(["cp", "-r", str(world), str(folder)], check=True)
+    victim = sorted((folder / "val2014").glob("*.png"))[4]
+    good = victim.read_bytes()
+    victim.write_bytes(b"\0" * len(good))
+    return victim, good
+
+
+def test_retry_explains_only_the_failed_and_their_metrics_follow(
+    recipe: Recipe, world: Path, complete: Path, tmp_path: Path
+) -> None:
+    victim, good = damaged(world, tmp_path / "world")
+    out = tmp_path / "run"
+    stages.run(first(recipe, tmp_path / "world", None), out)
+    assert stages.evaluate(out).failed_examples == 3
+    before = Run(out)
+    victim.write_bytes(good)
+    result = stages.retry(out)
+    assert (result.tasks, result.failed_examples) == (1, 0)
+    after = Run(out)
+    assert after.timings.query("stage == 'explain'").examples.sum() == 24 - 6 + 3
+    kept = before.maps[before.maps.status != "failed"]
+    same = kept.merge(after.maps, on=["question_id", "method", "target"], suffixes=("", "_now"))
+    assert len(same) == len(kept)
+    assert (same.checksum == same.checksum_now).all()
+    assert stages.evaluate(out).tasks == 1
+    assert_sound(out)
+    assert_same_run(complete, out)
+    assert len(Run(out).metrics) == len(Run(complete).metrics)
+    assert stages.retry(out).tasks == 0
+
+
+@pytest.mark.parametrize("table", ["maps", "words", "metrics", "examples"])
+def test_compacted_table_has_the_same_rows(table: str, complete: Path, copy: Path) -> None:
+    merged = stages.compact(copy)
+    assert merged[table] == Store(complete).shards
+    key = ["question_id", "method", "target", "metric", "annotator", "seconds"]
+    a, b = (
+        f.sort_values([c for c in key if c in f], ignore_index=True)
+        for f in (getattr(Run(complete), table), pd.read_parquet(copy / table))
+    )
+    pd.testing.assert_frame_equal(a, b)
+    assert stages.compact(copy) == {}
+
+
+def test_compacted_run_goes_on(recipe: Recipe, world: Path, complete: Path, tmp_path: Path) -> None:
+    """Extended, grown and retried after its fragments were merged, and merged again."""
+    victim, good = damaged(world, tmp_path / "world")
+    out = tmp_path / "run"
+    stages.run(first(recipe, tmp_path / "world", 20), out)
+    stages.evaluate(out)
+    stages.compact(out)
+    victim.write_bytes(good)
+    assert stages.retry(out).failed_examples == 0
+    assert stages.evaluate(out).failed_examples == 0
+    assert_sound(out, sample=3)
+    stages.compact(out)
+    stages.run(first(recipe, tmp_path / "world", None), out)
+    stages.evaluate(out)
+    assert_sound(out, sample=3)
+    stages.compact(out)
+    assert_sound(out)
+    assert_same_run(complete, out)
+    assert len(pd.read_parquet(out / "maps")) == len(Run(complete).maps)
+
+
+def test_compaction_cut_off_before_its_manifest_changes_nothing(complete: Path, copy: Path) -> None:
+    store = Store(copy)
+    list(compact._write(store, "maps", 1))
+    assert len(Run(copy).maps) == len(Run(complete).maps)
+    assert stages.compact(copy)["maps"] == store.shards
+    assert len(pd.read_parquet(copy / "maps")) == len(Run(complete).maps)
+
+
+def test_compaction_cut_off_after_its_manifest_is_finished_later(
+    complete: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(copy)
+    monkeypatch.setattr(compact, "clean", lambda store: None)
+    compact._compact_table(store, "maps")
+    monkeypatch.undo()
+    assert len(store.fragments("maps")) == store.shards
+    assert len(Run(copy).maps) == len(Run(complete).maps)
+    stages.compact(copy)
+    assert store.fragments("maps") == []
+    assert_same_run(complete, copy)
+
+
+def flip(path: Path) -> None:
+    """In the data: of a Parquet file the pages come first, of a Zarr shard the chunks."""
+    data = bytearray(path.read_bytes())
+    data[60] ^= 0x55
+    path.write_bytes(bytes(data))
+
+
+def test_verify_finds_a_flipped_bit_in_a_map_and_retry_mends_it(complete: Path, copy: Path) -> None:
+    flip(copy / "maps.zarr" / "saliency" / "map" / "c.1.0.0.0")
+    verdict = verify(copy)
+    assert verdict.shards == [1]
+    assert stages.retry(copy, whole=verdict.shards).failed_examples == 0
+    stages.evaluate(copy)
+    assert_sound(copy)
+    assert_same_run(complete, copy)
+
+
+def test_verify_finds_a_lost_map(copy: Path) -> None:
+    (lost,) = (copy / "maps.zarr" / "attention" / "map").glob("c.2.*")
+    lost.unlink()
+    verdict = verify(copy)
+    assert verdict.shards == [2]
+    assert "its map is missing" in str([check.first for check in verdict.checks])
+
+
+def test_verify_finds_a_map_in_anothers_place(copy: Path) -> None:
+    folder = copy / "maps.zarr" / "saliency" / "map"
+    shutil.copy(folder / "c.0.0.0.0", folder / "c.3.0.0.0")
+    assert verify(copy).shards == [3]
+
+
+def test_verify_finds_a_damaged_fragment_and_retry_mends_it(complete: Path, copy: Path) -> None:
+    flip(sorted((copy / "words").glob("part-*"))[2])
+    verdict = verify(copy)
+    assert verdict.shards == [2]
+    stages.retry(copy, whole=verdict.shards)
+    assert_sound(copy)
+    assert_same_run(complete, copy)
+
+
+def test_verify_finds_orphans(copy: Path) -> None:
+    (copy / "stage" / "explain-0000001-0123456789.abcdef").mkdir(parents=True)
+    (copy / "stage" / "explain-0000001-0123456789.abcdef" / "x").write_bytes(b"")
+    shutil.copy(
+        copy / "maps.zarr" / "saliency" / "map" / "c.0.0.0.0",
+        copy / "maps.zarr" / "saliency" / "map" / "c.99.0.0.0",
+    )
+    orphans = verify(copy).checks[-1]
+    assert (orphans.name, orphans.problems) == ("orphans", 2)
+    stages.compact(copy)
+    assert verify(copy).checks[-1].problems == 1
+
+
+def test_verify_finds_rows_that_appear_twice(copy: Path) -> None:
+    one, *_ = sorted((copy / "maps").glob("part-*"))
+    shutil.copy(one, one.with_name(one.name[:-15] + "abcdefabcd.parquet"))
+    assert verify(copy).problems > 0
+
+
+def test_recomputed_sample_differs_from_another_models_maps(copy: Path) -> None:
+    """Bytes and rows agree, and yet these are not this model's maps."""
+    store = Store(copy)
+    definition = store.definitions(["image"])["saliency"]
+    forge(store, definition, 0, np.float32(1.5))
+    assert [c.problems for c in verify(copy, 0).checks if c.name == "maps and checksums"] == [0]
+    assert verify(copy, sample=40).problems > 0
