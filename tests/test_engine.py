@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -108,6 +109,28 @@ def changed_outside(
 # --- whole sweeps ---------------------------------------------------------------------------------
 
 
+@cache
+def traced(trunk: str) -> tuple[nn.Module, Program]:
+    """A network and its program; it is traced once, because that is what takes the time."""
+    model = nets.build(trunk)
+    program = Engine(model, Options(way="incremental")).exact
+    assert program is not None
+    return model.trunk_net, program
+
+
+def ready(
+    way: Way | Literal["auto"],
+    trunk: str = "resnet",
+    head: Literal["attention", "pooled"] = "attention",
+) -> Engine:
+    """An engine that has its program."""
+    model = nets.build(trunk, head)
+    model.trunk_net, program = traced(trunk)
+    engine = Engine(model, Options(way=way))
+    engine.exact = program
+    return engine
+
+
 def both(engine: Engine, scene: Scene, windows: Windows) -> tuple[Sweep, Sweep]:
     """By the engine, and by plain calls."""
     fill = nets.canvas(seed=1)
@@ -122,12 +145,11 @@ def agree(found: Sweep, wanted: Sweep) -> None:
 
 @pytest.mark.parametrize("way", ["incremental", "dense"])
 @pytest.mark.parametrize("trunk", nets.TRUNKS)
-def test_sweep_of_every_net_equals_the_plain_one(trunk: str, way: str) -> None:
-    model = nets.build(trunk, "attention" if way == "dense" else "pooled")
-    engine = Engine(model, Options(way=way))
+def test_sweep_of_every_net_equals_the_plain_one(trunk: str, way: Way) -> None:
+    engine = ready(way, trunk, "attention" if way == "dense" else "pooled")
     for windows in (GRID, OVERLAPPING):
         assert engine.choice(Request(windows)).way == way
-        agree(*both(engine, nets.scene(model, batch=7), windows))
+        agree(*both(engine, nets.scene(engine.model, batch=7), windows))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 5])
@@ -143,19 +165,18 @@ def test_batch_groups_and_cut_change_nothing(
     monkeypatch.setenv("VQATLAS_CACHE", str(tmp_path))
     for name, rate in zip(("flops", "bandwidth", "call"), rates, strict=True):
         machine.once(f"rate {name} torch.float64", CPU, lambda rate=rate: rate)
-    model = nets.build("resnet")
-    engine = Engine(model, Options(way="incremental"))
+    engine = ready("incremental")
     schedule = engine.schedule(Request(GRID))
     assert len(schedule.groups) == groups**2
     assert (schedule.flop_ratio > 1.1) == (rates[2] != 1)
     for batch in (1, 3, 25):
         engine.plans[GRID, None].batch = batch
-        agree(*both(engine, nets.scene(model), GRID))
+        agree(*both(engine, nets.scene(engine.model), GRID))
 
 
 def test_chosen_windows_come_in_the_order_asked_for() -> None:
-    model = nets.build("resnet")
-    engine, scene = Engine(model, Options(way="incremental")), nets.scene(model)
+    engine = ready("incremental")
+    scene = nets.scene(engine.model)
     fill = nets.canvas(seed=1)
     everything = engine.sweep(scene, GRID, fill).painted
     some = engine.sweep(scene, GRID, fill, only=[24, 0, 7]).painted
@@ -195,7 +216,7 @@ def squeezed(program: Program, limit: int) -> tuple[Program, SmallMemory]:
 
 def limited(limit: int, way: Way = "incremental") -> tuple[Engine, SmallMemory]:
     """An engine whose program runs out of memory from after its trial on."""
-    engine = Engine(nets.build("resnet"), Options(way=way))
+    engine = ready(way)
     engine.choice(Request(GRID))
     engine.plans[GRID, None].batch = 16
     engine.program, memory = squeezed(engine.program, limit)
@@ -242,7 +263,7 @@ def test_clean_image_that_does_not_fit_fails_the_example(way: Way) -> None:
 
 def untried(limit: int, way: Way | Literal["auto"]) -> tuple[Engine, SmallMemory]:
     """An engine whose trial runs out of memory."""
-    engine = Engine(nets.build("resnet"), Options(way=way))
+    engine = ready(way)
     assert engine.exact is not None
     engine.exact, memory = squeezed(engine.exact, limit)
     return engine, memory
@@ -390,7 +411,7 @@ def wrong_border(engine: Engine, patch: pytest.MonkeyPatch) -> None:
 def test_wrong_program_is_found_out_before_any_sweep(
     monkeypatch: pytest.MonkeyPatch, fault: Callable[[Engine, pytest.MonkeyPatch], None]
 ) -> None:
-    engine = Engine(nets.build("resnet"), Options(way="auto"))
+    engine = ready("auto")
     fault(engine, monkeypatch)
     choice = engine.choice(Request(GRID))
     assert choice.way == "plain"
