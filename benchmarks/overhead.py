@@ -3,20 +3,29 @@
     python benchmarks/overhead.py [--scenes 40] [--record]
 
 Occlusion of the embedded world's scenes by a run with one Ray worker, and by a loop that calls the
-same method on scenes already in memory. Each is run with n and with 3 n scenes in turn; the
-difference is what 2 n scenes cost, start-up left out.
+same method on scenes already in memory. Each is run with n and with 4 n scenes in turn; the
+difference is what 3 n scenes cost, start-up left out. CPU seconds are those of the driver, of Ray's
+own processes and of the worker; unlike seconds on the wall they bear other work on the machine.
 """
 
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from argparse import ArgumentParser
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
+import psutil
 import torch
-from against_captum import machine, put_section, timed
+import yaml
+from against_captum import machine, put_section
 
-from pipeline import run as stages
-from pipeline.recipe import parse
+from pipeline.recipe import read_recipe
 from schemas.config import RunConfig
 from schemas.shard import by_image
 from workers import catalog
@@ -26,25 +35,49 @@ from workers.methods.base import Scene
 from workers.methods.occlusion import Occlusion
 from workers.sweep.engine import Engine
 
-
-def recipe(scenes: int, root: Path) -> RunConfig:
-    return parse(
-        {
-            "dataset": {"name": "shapes", "root": str(root), "scenes": scenes},
-            "model": "demo",
-            "methods": ["occlusion"],
-            "resources": {"workers": 1},
-        },
-        "overhead",
-    )
+COMMAND = Path(__file__).parents[1] / "run_pipeline.py"
+LONGER = 4
+"""How many times as many scenes the longer of two runs has."""
 
 
-def bare(config: RunConfig) -> float:
-    """Seconds of the loop over prepared scenes."""
+class Spent(NamedTuple):
+    """Seconds."""
+
+    wall: float
+    cpu: float
+
+    def beyond(self, other: "Spent") -> "Spent":
+        return Spent(self.wall - other.wall, self.cpu - other.cpu)
+
+
+def recipe(scenes: int, folder: Path) -> Path:
+    """A recipe file, its scenes drawn."""
+    folder.mkdir()
+    path = folder / "recipe.yaml"
+    data = {
+        "dataset": {"name": "shapes", "root": str(folder / "world"), "scenes": scenes},
+        "model": "demo",
+        "methods": ["occlusion"],
+        "resources": {"workers": 1},
+    }
+    path.write_text(yaml.safe_dump(data))
+    list(catalog.dataset(read_recipe(path).dataset).examples())
+    return path
+
+
+def bare(path: Path) -> Spent:
+    """The loop over prepared scenes."""
+    scenes = prepared(read_recipe(path))
+    wall, cpu = time.perf_counter(), time.process_time()
+    for scene in scenes:
+        Occlusion().explain(scene)
+    return Spent(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def prepared(config: RunConfig) -> list[Scene]:
     model = catalog.model_spec(config.model).build(torch.device("cpu"))
     engine = Engine(model, engine_options(config))
-    examples = list(catalog.dataset(config.dataset).examples())
-    scenes = [
+    return [
         Scene(
             model=model,
             canvas=model.prepare(decode(asked[0].image, config.limits))[0],
@@ -53,14 +86,48 @@ def bare(config: RunConfig) -> float:
             truths=[model.answer_index(e.truth) for e in asked],
             engine=engine,
         )
-        for asked in by_image(examples).values()
+        for asked in by_image(list(catalog.dataset(config.dataset).examples())).values()
     ]
-    return timed(lambda: [Occlusion().explain(scene) for scene in scenes])[0]
 
 
-def whole(config: RunConfig, out: Path) -> float:
-    """Seconds of the run, its start included."""
-    return timed(lambda: stages.run(config, out))[0]
+def whole(path: Path, out: Path) -> Spent:
+    """The run with all its processes, its start included."""
+    start = time.perf_counter()
+    command = [sys.executable, str(COMMAND), "run", str(path), "--out", str(out)]
+    run = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    cpu: dict[psutil.Process, float] = {}
+    while run.poll() is None:
+        cpu |= cpu_of_tree(run)
+        time.sleep(0.1)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {run.returncode}")
+    return Spent(time.perf_counter() - start, sum(cpu.values()))
+
+
+def cpu_of_tree(root: psutil.Process) -> dict[psutil.Process, float]:
+    """Seconds of each process that lives."""
+    found = {}
+    with suppress(psutil.NoSuchProcess):
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                found[process] = sum(process.cpu_times()[:2])  # user and system
+    return found
+
+
+def pair(few: Path, many: Path, out: Path) -> tuple[Spent, Spent]:
+    """Of the scenes that many has and few has not: by the loop, by the run."""
+    loop = bare(many).beyond(bare(few))
+    return loop, whole(many, out / "many").beyond(whole(few, out / "few"))
+
+
+def overhead(kind: str, loops: Sequence[float], runs: Sequence[float]) -> str:
+    extra = [run / loop - 1 for loop, run in zip(loops, runs, strict=True)]
+    return (
+        f"- {kind}: {statistics.median(loops):.1f} s by the bare loop, "
+        f"{statistics.median(runs):.1f} s by a run with one Ray worker: "
+        f"{statistics.median(extra):+.1%} (median of {len(extra)}, {min(extra):+.1%} to "
+        f"{max(extra):+.1%})"
+    )
 
 
 def main() -> None:
@@ -70,25 +137,23 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write to RESULTS.md")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    overheads, loops = [], []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        few, many = (recipe(n * chosen.scenes, root / f"world{n}") for n in (1, 3))
-        for i in range(chosen.repeats):
-            loop = bare(many) - bare(few)
-            run = whole(many, root / f"many{i}") - whole(few, root / f"few{i}")
-            loops.append(loop)
-            overheads.append(run / loop - 1)
+        few, many = (recipe(n * chosen.scenes, root / f"{n}") for n in (1, LONGER))
+        bare(few)  # measures and compiles what is kept
+        pairs = [pair(few, many, root / f"out{i}") for i in range(chosen.repeats)]
+    loops, runs = (list(zip(*column, strict=True)) for column in zip(*pairs, strict=True))
     title = "Overhead of a whole run over the bare engine"
     text = "\n".join(
         [
             f"## {title}",
             "",
-            f"- occlusion of {2 * chosen.scenes} scenes of the embedded world, three questions "
-            f"each: {statistics.median(loops):.1f} s by the bare loop; a run with one Ray worker "
-            f"takes {statistics.median(overheads):+.1%} (median of {len(overheads)}, "
-            f"{min(overheads):+.1%} to {max(overheads):+.1%})",
-            f"- {machine()}",
+            f"Occlusion of {(LONGER - 1) * chosen.scenes} scenes of the embedded world, three "
+            "questions each.",
+            "",
+            overhead("CPU of all processes", loops[1], runs[1]),
+            overhead("wall", loops[0], runs[0]),
+            f"- {machine()}; load {os.getloadavg()[0]:.1f}",
             "",
         ]
     )
