@@ -17,7 +17,6 @@ import yaml
 from pydantic import ValidationError
 
 import pipeline
-from pipeline.recipe import PATHS, override, read_recipe
 from schemas.base import Frozen
 from schemas.config import Resources, RunConfig
 from workers.errors import UserError
@@ -67,6 +66,8 @@ def make_submission(
     recipe: Path, overrides: Sequence[str], out: str, retry_failed: bool, evaluate: bool
 ) -> Submission:
     """The plan of a job, refused where its paths would mean another place on the cluster."""
+    from pipeline.recipe import override, read_recipe  # and PyTorch, which other commands spare
+
     config = read_recipe(recipe, overrides)
     check_out(out)
     _check_paths(override(yaml.safe_load(recipe.read_text()), overrides))
@@ -91,6 +92,8 @@ def check_out(out: str) -> None:
 
 
 def _check_paths(data: dict[str, Any]) -> None:
+    from pipeline.recipe import PATHS
+
     for section, key in PATHS:
         options = data.get(section)
         value = options.get(key) if isinstance(options, dict) else None

@@ -58,7 +58,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def address(environment: dict[str, str]) -> Iterator[str]:
-    """The dashboard of a head with three CPUs and no GPU."""
+    """The dashboard of a head with one CPU and no GPU."""
     port = free_port()
     # Ray's sockets lie in the temporary folder, and a socket's path has at most 107 characters
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
@@ -73,7 +73,7 @@ def address(environment: dict[str, str]) -> Iterator[str]:
 
 def _start(port: int, folder: str) -> list[str | Path]:
     ray = Path(sys.executable).parent / "ray"
-    what = ["--head", "--block", "--port=0", "--num-cpus=3", "--num-gpus=0", "--temp-dir", folder]
+    what = ["--head", "--block", "--port=0", "--num-cpus=1", "--num-gpus=0", "--temp-dir", folder]
     dashboard = ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     return [ray, "start", *what, *dashboard, "--object-store-memory=100000000"]
 
@@ -173,7 +173,7 @@ def test_driver_that_is_killed_is_submitted_again_and_the_run_finishes(
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"atlas-1 has lost its driver .exit code (-9|137).", result.stdout)
     assert f"logs atlas-2 --address {address}" in result.stdout
-    assert "explain  24/24 examples" in result.stdout
+    assert result.stdout.count("explain  24/24 examples in") == 1
     assert "atlas-2: SUCCEEDED, exit status 0" in result.stdout
     maps = Run(out).maps
     assert set(maps.method) == {"attention", "saliency", "random", "center"}
@@ -243,7 +243,7 @@ def test_worker_that_no_machine_can_hold_is_refused(
     options = ["--set", "resources.gpus_per_worker=1"]
     result = call("submit", written, "--out", out, "--address", address, *options)
     assert result.returncode == 2
-    assert "a worker needs 1 CPU and 1 GPU, and the cluster's machines have: 3 CPU and 0 GPU" in (
+    assert "a worker needs 1 CPU and 1 GPU, and the cluster's machines have: 1 CPU and 0 GPU" in (
         result.stderr
     )
     assert not out.exists()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import requests
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
@@ -106,6 +107,8 @@ class Cluster:
                 seen = asyncio.run(self._tail(name, seen, write))
             job = self.find(name)
             if job.status.is_terminal():
+                with self._errors():
+                    write(self.client.get_job_logs(name)[seen:])
                 return job
             time.sleep(POLL)
 
@@ -125,7 +128,7 @@ class Cluster:
             async for text in self.client.tail_job_logs(name):
                 write(text[max(0, seen - passed) :])
                 passed += len(text)
-        except (RuntimeError, OSError):
+        except (RuntimeError, OSError, ClientError):
             pass  # the line dropped: the caller asks how the job is, and calls again
         return max(seen, passed)
 
