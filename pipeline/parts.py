@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from schemas.config import RunConfig
 from schemas.example import Example
@@ -32,6 +31,29 @@ def lay_out(config: RunConfig, examples: Sequence[Example], store: Store | None)
     """
     known = _known(examples, store) if store is not None and store.exists else None
     return _fresh(config, examples) if known is None else _grown(config, examples, known)
+
+
+def check_images(store: Store, layout: Layout) -> list[str]:
+    """The digests of the image files, or a refusal where the run began with others."""
+    digests = image_digests(store, layout)
+    for number, (then, now) in enumerate(zip(store.images(), digests, strict=False)):
+        if then != now:
+            raise UserError(
+                f"{store.root}: image files of its part {number} are not the size they were when "
+                "the run began. Put the old ones back; or, if images that failed have been "
+                f"replaced by good ones, `python run_pipeline.py retry {store.root}` takes them."
+            )
+    return digests
+
+
+def image_digests(store: Store, layout: Layout) -> list[str]:
+    """A digest of every part's image files, for as many parts as the layout has."""
+    digests, shards = [], list(layout.shards)
+    for part in [*store.parts(), *([layout.grown] if layout.grown else [])]:
+        own, shards = shards[: part.shards], shards[part.shards :]
+        if own:
+            digests.append(image_digest([e for shard in own for e in shard.examples]))
+    return digests
 
 
 @dataclass(frozen=True)
@@ -99,12 +121,20 @@ def _part(config: RunConfig, examples: Sequence[Example], shards: Sequence[Shard
 
 
 def dataset_digest(examples: Sequence[Example]) -> str:
-    """SHA-256 of every record; an image enters by its file name and size, not by its folder."""
-    digest, image, size = hashlib.sha256(), "", -1
+    """SHA-256 of every record; an image enters by its file name, not by its folder."""
+    digest = hashlib.sha256()
     for e in examples:
-        if e.image != image:
-            image, size = e.image, file_size(e.image)
         record = (e.question_id, e.image_id, e.question, e.answers, e.truth, e.question_type)
-        rest = (e.answer_type, e.choices, PurePosixPath(image).name, size)
-        digest.update(repr((record, rest)).encode(errors="surrogatepass"))
+        name = e.image.rpartition("/")[2]
+        digest.update(repr((record, e.answer_type, e.choices, name)).encode())
+    return digest.hexdigest()
+
+
+def image_digest(examples: Sequence[Example]) -> str:
+    """SHA-256 of the image files' names and sizes."""
+    digest, last = hashlib.sha256(), ""
+    for image in (e.image for e in examples):
+        if image != last:
+            digest.update(repr((image.rpartition("/")[2], file_size(image))).encode())
+            last = image
     return digest.hexdigest()

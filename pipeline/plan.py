@@ -14,7 +14,7 @@ from pipeline.progress import clock
 from schemas.config import RunConfig
 from schemas.example import Example
 from schemas.fidelity import Fidelity
-from schemas.run import Definition, Part, RunRecord
+from schemas.run import Definition, RunRecord
 from schemas.shard import Shard, Task, by_image
 from workers import catalog
 from workers.crashes import Crashes
@@ -39,8 +39,7 @@ class Plan:
     config: RunConfig
     record: RunRecord
     shards: list[Shard]
-    grown: Part | None
-    """Examples that the run does not hold yet."""
+    layout: Layout
     definitions: list[Definition]
     tasks: list[Task]
     """What is still to be explained."""
@@ -96,8 +95,8 @@ class Plan:
         """One line before the work starts."""
         done = len(self.shards) - len(self.tasks)
         before = f"{done:,} of {len(self.shards):,} shards are done already; " if done else ""
-        if self.grown is not None:
-            before += f"the run grows by {self.grown.examples:,} examples; "
+        if self.layout.grown is not None:
+            before += f"the run grows by {self.layout.grown.examples:,} examples; "
         return (
             f"{before}to explain: {self.examples_to_do:,} examples on {self.images_to_do:,} "
             f"images, {self.passes:,} trunk passes, about {clock(self.seconds)}"
@@ -140,7 +139,7 @@ def make_plan(config: RunConfig, out: Path | str | None) -> Plan:
         config=config,
         record=_record(config, layout, model),
         shards=layout.shards,
-        grown=layout.grown,
+        layout=layout,
         definitions=[*definitions, *metric_definitions(config)],
         tasks=tasks,
         bad_records=dataset.bad_records(),

@@ -14,7 +14,7 @@ from pipeline.executors.base import Executor, Job, Outcome
 from pipeline.executors.environment import prepare
 from pipeline.executors.local import LocalExecutor
 from pipeline.journal import Journal
-from pipeline.parts import lay_out
+from pipeline.parts import Layout, check_images, image_digests, lay_out
 from pipeline.plan import evaluation_tasks, make_plan, retry_tasks
 from pipeline.progress import meter
 from pipeline.recipe import override, parse
@@ -107,9 +107,11 @@ def run(config: RunConfig, out: Root, retry_failed: bool = False) -> Result:
     plan = make_plan(config, out)
     store = Store(out)
     store.create(plan.record)
+    images = check_images(store, plan.layout)
     with drive(store) as driver:
-        if plan.grown is not None:
-            store.grow(plan.grown)
+        if plan.layout.grown is not None:
+            store.grow(plan.layout.grown)
+        store.accept_images(images)
         store.define(plan.definitions)
         store.record_fidelity(plan.fidelity)
         store.record_bad([_bad_row(record) for record in plan.bad_records])
@@ -127,7 +129,9 @@ def retry(out: Root, overrides: Sequence[str] = (), whole: Collection[int] = ())
     config = stored_config(out, overrides)
     store = Store(out)
     with drive(store) as driver:
-        tasks = _retry(driver, config, stored_shards(config, store), whole)
+        layout = stored_layout(config, store)
+        tasks = _retry(driver, config, layout.shards, whole)
+        store.accept_images(image_digests(store, layout))
     return Result(tasks, failed_examples(out))
 
 
@@ -172,7 +176,9 @@ def evaluate(out: Root, overrides: Sequence[str] = ()) -> Result:
     store = Store(out)
     with drive(store) as driver:
         stale = store.stale()
-        tasks = evaluation_tasks(config, store, stored_shards(config, store))
+        layout = stored_layout(config, store)
+        check_images(store, layout)
+        tasks = evaluation_tasks(config, store, layout.shards)
         arguments = (config, store.root_anywhere)
         tell = driver.journal.tell
         job = Job(Evaluator, arguments, lambda task: task, tell, accelerated=False)
@@ -231,8 +237,8 @@ def _bad_row(record: BadRecord) -> FailureRow:
     )
 
 
-def stored_shards(config: RunConfig, store: Store) -> list[Shard]:
-    """The run's shards, read again from the dataset; the record tells if it has changed."""
+def stored_layout(config: RunConfig, store: Store) -> Layout:
+    """The run's examples and shards, read again from the dataset, which must be the same."""
     examples = list(catalog.dataset(config.dataset).examples())
     layout = lay_out(config, examples, store)
     if layout.grown is not None or layout.first.dataset != store.record().dataset:
@@ -240,7 +246,7 @@ def stored_shards(config: RunConfig, store: Store) -> list[Shard]:
             f"{store.root}: the dataset is not the one this run was made from "
             f"({config.dataset.options.get('root')}). Put the old files back."
         )
-    return layout.shards
+    return layout
 
 
 def _reported(stage: str, outcome: Outcome) -> Report:

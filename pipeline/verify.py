@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.dataset import Run
-from pipeline.run import Root, stored_config, stored_shards
+from pipeline.run import Root, stored_config, stored_layout
 from schemas.run import Definition
 from schemas.shard import Shard, Task
 from workers import encoding
@@ -268,7 +268,7 @@ def _recomputed(run: Run, sample: int, seed: int) -> Check:
     good = run.maps[run.maps.status != "failed"]
     chosen = good.sample(min(sample, len(good)), random_state=seed)
     config = stored_config(run.root)
-    shards = {shard.number: shard for shard in stored_shards(config, run.store)}
+    shards = {shard.number: shard for shard in stored_layout(config, run.store).shards}
     explainer = Explainer(config, run.store.root_anywhere)
     for (number, question_id), rows in chosen.groupby(["shard", "question_id"]):
         fresh = _explain_one(explainer, shards[int(number)], int(question_id), set(rows.method))

@@ -5,17 +5,19 @@ python -m tests.memory_probe N WORLD CHECKPOINT RUN
 
 import resource
 import sys
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
 from pipeline.plan import method_definitions, metric_definitions
 from pipeline.recipe import parse
+from schemas.run import RunRecord
 from schemas.shard import Task, partition
 from workers import catalog
 from workers.datasets.shapes import Shapes
 from workers.evaluate import Evaluator
 from workers.explain import Explainer
-from workers.store import RunRecord, Store
+from workers.store import Store
 
 
 def main(count: int, world: Path, checkpoint: Path, run: Path) -> None:
@@ -32,7 +34,7 @@ def main(count: int, world: Path, checkpoint: Path, run: Path) -> None:
     )
     originals = list(Shapes(root=world, scenes=8, seed=3).examples())
     examples = [
-        example.model_copy(update={"question_id": i, "image_id": i // 3})
+        replace(example, question_id=i, image_id=i // 3)
         for i, example in zip(range(count), cycle(originals), strict=False)
     ]
     shards = partition(examples, 32)

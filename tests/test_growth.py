@@ -95,11 +95,11 @@ def test_dataset_changed_at_its_beginning_is_refused(
 
 
 def damaged(world: Path, folder: Path) -> tuple[Path, bytes]:
-    """A copy of the world with an image of zeros, and the bytes that belong there."""
+    """A copy of the world with an image cut off, and the bytes that belong there."""
     subprocess.run(["cp", "-r", str(world), str(folder)], check=True)
     victim = sorted((folder / "val2014").glob("*.png"))[4]
     good = victim.read_bytes()
-    victim.write_bytes(b"\0" * len(good))
+    victim.write_bytes(good[: len(good) // 2])
     return victim, good
 
 
@@ -112,6 +112,8 @@ def test_retry_explains_only_the_failed_and_their_metrics_follow(
     assert stages.evaluate(out).failed_examples == 3
     before = Run(out)
     victim.write_bytes(good)
+    with pytest.raises(UserError, match=r"not the size they were .* `python run_pipeline.py retry"):
+        stages.evaluate(out)
     result = stages.retry(out)
     assert (result.tasks, result.failed_examples) == (1, 0)
     after = Run(out)

@@ -8,11 +8,11 @@ import pytest
 import zarr
 
 from schemas.arrays import ArraySpec
-from schemas.rows import FailureRow, MapRow
-from workers.errors import UserError
-from schemas.run import Definition, RunRecord
 from schemas.example import Example
+from schemas.rows import FailureRow, MapRow
+from schemas.run import Definition, RunRecord
 from schemas.shard import Shard, Task
+from workers.errors import UserError
 from workers.store import Attempt, Store
 
 GRID = ArraySpec(name="map", dims=("y", "x"), shape=(3, 2))

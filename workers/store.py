@@ -70,6 +70,18 @@ class Store:
         later = [self._load(f"parts/{name}", Part) for name in self.objects.names("parts")]
         return [self.record().first, *later]
 
+    def images(self) -> list[str]:
+        """Digest of the image files of every part, as the last driver has accepted them."""
+        keys = [f"images/{name}" for name in self.objects.names("images")]
+        return [self.objects.read(key).decode() for key in keys]
+
+    def accept_images(self, digests: Sequence[str]) -> None:
+        """Record the image files that the run goes on with."""
+        stored = self.images()
+        for number, digest in enumerate(digests):
+            if stored[number : number + 1] != [digest]:
+                self.objects.put(f"images/part-{number:04d}", digest.encode())
+
     @property
     def shards(self) -> int:
         """Shards of all parts."""
