@@ -35,7 +35,7 @@ def submit(
         bool, typer.Option("--evaluate", help="Then score the maps against human maps.")
     ] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Compute shards with failures again.")
+        bool, typer.Option("--retry-failed", help="Then explain failed examples again.")
     ] = False,
     retries: Annotated[
         int, typer.Option(min=0, help="Submit again when the driver is lost, while following.")

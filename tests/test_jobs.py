@@ -191,12 +191,14 @@ def test_driver_that_is_killed_is_submitted_again_and_the_run_finishes(
 def test_run_that_cannot_work_ends_with_the_status_of_its_job(
     address: str, call: Call, written: Path, tmp_path: Path
 ) -> None:
-    bad = ["--set", "model.checkpoint=/nowhere/tiny.safetensors"]
+    """With the installed package in place of a copy of this one."""
+    bad = ["--set", "model.checkpoint=/nowhere/tiny.safetensors", "--no-ship"]
     result = call("submit", written, "--out", tmp_path / "bad", "--address", address, *bad)
     assert result.returncode == 2
     assert "/nowhere/tiny.safetensors" in result.stdout
     assert "bad-1: FAILED, exit status 2" in result.stdout
     assert "bad-2" not in result.stdout
+    assert "working_dir" not in (find(address, "bad-1").runtime_env or {})
     assert call("logs", "bad-1", "--address", address).returncode == 2
 
 
