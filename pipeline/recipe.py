@@ -12,6 +12,22 @@ from schemas.config import RunConfig
 from workers.catalog import explain_invalid
 from workers.errors import UserError
 
+MAX_DEPTH = 24
+"""Levels of a recipe; the deepest option there is lies at five."""
+MAX_LENGTH = 64 * 1024
+"""Characters of a recipe, aliases written out: a few lines of aliases can stand for terabytes."""
+_BROKEN = (
+    yaml.YAMLError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+"""What PyYAML raises on a text that is not YAML, nests deeply, or says ``!!int x`` (found by
+fuzzing)."""
+
 PATHS = (("dataset", "root"), ("model", "checkpoint"), ("model", "trunk_checkpoint"))
 """Options that are paths of the recipe's author, relative to the working directory."""
 
@@ -21,10 +37,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not path.exists():
         known = ", ".join(sorted(str(p) for p in Path("recipes").glob("*.yaml"))) or "none here"
         raise UserError(f"{path}: no such recipe. Recipes in recipes/: {known}.")
-    try:
-        data = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    data = _load(_text(path), str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys, not {type(data).__name__}.")
     return parse(override(data, overrides), str(path))
@@ -62,20 +75,89 @@ def _apply(data: dict[str, Any], assignment: str) -> None:
     key, equals, value = assignment.partition("=")
     if not equals or not key:
         raise UserError(
-            f"--set {assignment}: write it as key=value, for instance store.shard_size=8"
+            f"--set {assignment:.200}: write it as key=value, for instance store.shard_size=8"
         )
     *parents, last = key.split(".")
     for parent in parents:
         inner = data.get(parent)
         if isinstance(inner, str):
             inner = {"name": inner}
-        elif isinstance(inner, list):
+        elif isinstance(inner, list) and all(isinstance(item, str) for item in inner):
             inner = dict.fromkeys(inner)
         elif not isinstance(inner, dict):
             inner = {}
         data[parent] = inner
         data = inner
+    data[last] = _load(value, f"--set {assignment:.200}")
+
+
+def _text(path: Path) -> str:
     try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {assignment}: the value is not valid YAML: {error}") from None
+        with path.open("rb") as file:
+            raw = file.read(MAX_LENGTH + 1)
+        return raw.decode()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a recipe"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); save it as UTF-8 text") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Stops at a depth: PyYAML's time grows with its square."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} levels deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def _load(text: str, where: str) -> Any:
+    """A YAML text's value, once it is known to be of a size that can be handled."""
+    if len(text) > MAX_LENGTH:
+        raise UserError(f"{where}: longer than {MAX_LENGTH} characters, the limit of a recipe.")
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check(root, where)
+        return loader.construct_document(root)
+    except _BROKEN as error:
+        raise UserError(
+            f"{where}: not valid YAML: {str(error) or type(error).__name__:.500}"
+        ) from None
+
+
+def _check(root: yaml.Node, where: str) -> None:
+    """Refuse what is endless, deep or huge with every alias written out, and a key given twice."""
+    left, stack = MAX_LENGTH, [(root, 1)]
+    while stack:
+        node, depth = stack.pop()
+        children = _children(node, where)
+        left -= len(node.value) if isinstance(node, yaml.ScalarNode) else 1
+        if depth > MAX_DEPTH or left < 0:
+            raise UserError(
+                f"{where}: nested more than {MAX_DEPTH} levels deep, or longer than {MAX_LENGTH} "
+                "characters with its aliases written out; say it more plainly."
+            )
+        stack.extend((child, depth + 1) for child in children)
+
+
+def _children(node: yaml.Node, where: str) -> list[yaml.Node]:
+    if isinstance(node, yaml.SequenceNode):
+        return node.value
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        line = node.start_mark.line + 1
+        raise UserError(f"{where}: line {line}: {twice[1]!r:.80} is there twice; keep one of them.")
+    return [part for pair in node.value for part in pair]

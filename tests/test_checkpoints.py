@@ -415,3 +415,55 @@ def test_shipped_model_loads_from_its_file(ours: Path, monkeypatch: pytest.Monke
     model = DemoSpec().build(CPU)
     assert model.config == CONFIG
     assert not any(module.training for module in model.modules())
+
+
+def test_checkpoint_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**6))
+    assert refusal(KazemiSpec(checkpoint=path)) == (
+        f"{path} unpacks to 1000000 bytes out of {path.stat().st_size}, which no file of "
+        "torch.save does; copy it again, or save only its state_dict"
+    )
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(10**12),
+        torch.zeros(5, 5).to_sparse(),
+        torch.empty(10**12, device="meta"),
+    ],
+    ids=["view", "sparse", "without values"],
+)
+def test_checkpoint_with_a_tensor_larger_than_the_file_is_refused(
+    tmp_path: Path, tensor: Tensor
+) -> None:
+    path = tmp_path / "model.pth"
+    torch.save({"module.a": tensor}, path)
+    with pytest.raises(UserError, match=r"entry 'module\.a' is not a tensor in memory"):
+        read_state_dict(path)
+
+
+def test_state_dict_with_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    torch.save({1: torch.zeros(1)}, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="entry 1 is not"):
+        read_state_dict(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("number", ["1", [1], None, float("nan"), True])
+def test_released_vocabulary_numbered_by_no_number_is_refused(
+    tmp_path: Path, number: object
+) -> None:
+    path = tmp_path / "model.pth"
+    vocab = {"question": {"red": number, "is": 1}, "answer": {"yes": 1, "no": 0}}
+    torch.save(released(vocab=vocab), path)
+    assert "the question vocabulary of 2 entries is not numbered" in refusal(
+        KazemiSpec(checkpoint=path)
+    )
+
+
+def test_safetensors_of_truth_values_is_refused(ours: Path) -> None:
+    tensors = {name: t.bool() for name, t in kazemi.load(ours).state_dict().items()}
+    rewrite(ours, tensors)
+    assert "is of torch.bool, the model needs torch.float32" in refusal(KazemiSpec(checkpoint=ours))

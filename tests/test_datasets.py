@@ -710,3 +710,21 @@ def test_inside_any_path_is_below_root_or_refused(parts: list[str]) -> None:
         assert not (root / Path(*parts)).resolve().is_relative_to(root)
     else:
         assert found.is_relative_to(root)
+
+
+def test_vqa_cp_split_with_a_name_too_long_for_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    path = write(tmp_path / "questions.json", [question(1, coco_split="a" * 5000)])
+    assert "the folder cannot be listed (File name too long)" in refusal(
+        VQACP(root=tmp_path, questions=path)
+    )
+
+
+def test_photos_file_in_a_folder_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """Its path could not be written into a row."""
+    folder = tmp_path / "\udcff"
+    folder.mkdir()
+    picture(folder / "dog.png")
+    message = refusal(photos(tmp_path, "dog.png"))
+    assert "is not a path" in message
+    message.encode()

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from schemas.config import Component
 from workers.datasets.base import Dataset
@@ -69,11 +70,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def dataset(component: Component) -> Dataset:
-    return _build("dataset", component, DATASETS)
+    return _build("dataset", component.name, component.options, DATASETS)
 
 
 def model_spec(component: Component) -> ModelSpec:
-    return _build("model", component, MODELS)
+    return _build("model", component.name, component.options, MODELS)
 
 
 def methods(options: Options) -> dict[str, Method]:
@@ -91,39 +92,50 @@ def _labelled(
 ) -> Entry:
     options = dict(options)
     name = options.pop(where.removesuffix("s"), label)
-    return _build(f"{where}.{label}", Component(name=name, **options), registry)
+    return _build(f"{where}.{label}", name, options, registry)
 
 
-def _build(where: str, component: Component, registry: Mapping[str, type[Entry]]) -> Entry:
-    if component.name not in registry:
-        raise UserError(
-            f"{where}: unknown name {component.name!r}. Available: {', '.join(registry)}."
-        )
-    entry = registry[component.name]
+def _build(
+    where: str, name: object, options: Mapping[str, Any], registry: Mapping[str, type[Entry]]
+) -> Entry:
+    if not isinstance(name, str) or name not in registry:
+        raise UserError(f"{where}: unknown name {name!r:.80}. Available: {', '.join(registry)}.")
+    entry = registry[name]
     try:
-        return entry.model_validate(component.options)
+        return entry.model_validate(options)
     except ValidationError as error:
         raise UserError(explain_invalid(where, entry, error)) from None
 
 
+MISTAKES = 20
+"""Mistakes that one message tells at most."""
+
+
 def explain_invalid(where: str, schema: type[BaseModel], error: ValidationError) -> str:
     """A pydantic error as sentences: where, the value, what is allowed."""
-    lines = []
-    for item in error.errors():
-        path = ".".join([*([where] if where else []), *map(str, item["loc"])])
-        if item["type"] == "extra_forbidden":
-            known = ", ".join(_fields_at(schema, item["loc"][:-1]))
-            lines.append(f"{path}: unknown key. Known here: {known}.")
-        elif item["type"] == "missing":
-            lines.append(f"{path}: missing; this key is required.")
-        else:
-            lines.append(f"{path}: {item['msg']}, not {item['input']!r}.")
+    items = error.errors()
+    lines = [_sentence(where, schema, item) for item in items[:MISTAKES]]
+    if len(items) > MISTAKES:
+        lines.append(f"... and {len(items) - MISTAKES} more mistakes.")
     return "\n".join(lines)
+
+
+def _sentence(where: str, schema: type[BaseModel], item: ErrorDetails) -> str:
+    path = ".".join([*([where] if where else []), *(f"{part!s:.80}" for part in item["loc"])])
+    if item["type"] == "extra_forbidden":
+        known = ", ".join(_fields_at(schema, item["loc"][:-1]))
+        return f"{path}: unknown key. Known here: {known}."
+    if item["type"] == "missing":
+        return f"{path}: missing; this key is required."
+    return f"{path}: {item['msg']:.500}, not {item['input']!r:.200}."
 
 
 def _fields_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     for part in location:
-        annotation = schema.model_fields[str(part)].annotation
+        field = schema.model_fields.get(str(part))
+        if field is None:
+            return []
+        annotation = field.annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         schema = annotation

@@ -18,6 +18,7 @@ def inside(root: Path, path: str | Path, named_in: object = "") -> Path:
     base = root.resolve()
     try:
         target = (base / path).resolve()
+        str(target).encode()  # a name that is not UTF-8 cannot be written into a row
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"{where}{str(path)!r} is not a path ({error}); correct it") from error
     if not target.is_relative_to(base):
@@ -34,9 +35,15 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.links: dict[str, bool] = {}
-        if path.is_dir():
-            with os.scandir(path) as entries:
-                self.links = {entry.name: entry.is_symlink() for entry in entries}
+        try:
+            if path.is_dir():
+                with os.scandir(path) as entries:
+                    self.links = {entry.name: entry.is_symlink() for entry in entries}
+        except OSError as error:
+            raise UserError(
+                f"{path}: the folder cannot be listed ({error.strerror}); correct its name in the "
+                "data or its permissions"
+            ) from error
 
     def file(self, name: str, root: Path, named_in: object) -> Path:
         """The path of a listed name; a link must lead somewhere inside ``root``."""

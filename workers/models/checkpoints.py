@@ -3,6 +3,7 @@
 import pickle
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def read_torch(path: Path) -> Any:
         raise UserError(
             f"{path} is neither a safetensors file nor a PyTorch checkpoint; give one of the two"
         )
+    _refuse_bomb(path)
     try:
         with warnings.catch_warnings():  # of other pickle protocols, which load or fail anyway
             warnings.simplefilter("ignore")
@@ -77,6 +79,21 @@ def read_torch(path: Path) -> Any:
             f"{path} is damaged, or holds more than tensors in plain containers, which could run "
             "code and is not loaded; copy it again, or save only its state_dict"
         ) from error
+
+
+def _refuse_bomb(path: Path) -> None:
+    """``torch.save`` stores tensors as they are, so its zips unpack to no more than their size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, *_DAMAGED):
+        return  # an old file is no zip, and a damaged one fails to load
+    size = path.stat().st_size
+    if unpacked > size:
+        raise UserError(
+            f"{path} unpacks to {unpacked} bytes out of {size}, which no file of torch.save does; "
+            "copy it again, or save only its state_dict"
+        )
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -97,7 +114,19 @@ def as_state_dict(found: Any, where: str) -> dict[str, Tensor]:
                 f"{where}: entry {name!r} is a {type(value).__name__}, not a tensor; "
                 "save model.state_dict()"
             )
+        if not isinstance(name, str) or not _plain(value):
+            raise UserError(
+                f"{where}: entry {name!r:.80} is not a tensor in memory under a name, but a view, "
+                "a sparse or quantised tensor or one without values; save model.state_dict()"
+            )
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether each value has bytes of its own in the file: an expanded view claims any size."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def load_weights(model: nn.Module, found: Mapping[str, Tensor], path: Path, remedy: str) -> None:
@@ -122,6 +151,11 @@ def load_weights(model: nn.Module, found: Mapping[str, Tensor], path: Path, reme
             raise UserError(
                 f"{path}: tensor {name!r} has shape {_shape(found[name])}, the model needs "
                 f"{_shape(tensor)}; {remedy}"
+            )
+        if name in found and found[name].dtype.is_floating_point != tensor.dtype.is_floating_point:
+            raise UserError(
+                f"{path}: tensor {name!r} is of {found[name].dtype}, the model needs "
+                f"{tensor.dtype}; {remedy}"
             )
     model.load_state_dict(found, strict=False)
 

@@ -67,10 +67,11 @@ def _length(weights: Mapping[str, Tensor], name: str, axis: int, path: Path) -> 
 def _entries(vocab: Any, name: str, first: int, path: Path) -> tuple[str, ...]:
     """The vocabulary in the order of its numbers, which must run from ``first`` without a gap."""
     numbers = _part(vocab, name, path)
-    ordered = sorted(numbers, key=numbers.__getitem__)
-    if [numbers[entry] for entry in ordered] != list(range(first, first + len(ordered))):
+    count, given = len(numbers), list(numbers.values())
+    whole = all(type(number) is int for number in given)
+    if not whole or sorted(given) != list(range(first, first + count)):
         raise UserError(
-            f"{path}: the {name} vocabulary of {len(ordered)} entries is not numbered {first} to "
-            f"{first + len(ordered) - 1}; write it again with pytorch-vqa's preprocess-vocab.py"
+            f"{path}: the {name} vocabulary of {count} entries is not numbered {first} to "
+            f"{first + count - 1}; write it again with pytorch-vqa's preprocess-vocab.py"
         )
-    return tuple(ordered)
+    return tuple(sorted(numbers, key=numbers.__getitem__))
