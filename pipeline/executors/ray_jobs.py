@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import requests
 from aiohttp import ClientError
@@ -24,6 +25,8 @@ POLL = 1.0
 """Seconds between two questions about a job's status."""
 STOP_SECONDS = 30.0
 """How long a job may take to end that was asked to stop."""
+NEW_SECONDS = 60.0
+"""How long a head that has just started may take until it accepts jobs."""
 PROJECT = "vqatlas"
 """Key of our jobs' metadata; its value is the run's place."""
 LOST = {"JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE"}
@@ -91,12 +94,25 @@ class Cluster:
         job = record(submission, taken)
         with tempfile.TemporaryDirectory() as folder, self._errors():
             code = {"working_dir": str(copy_code(Path(folder)))} if ship else {}
-            return self.client.submit_job(
-                entrypoint=shlex.join(entrypoint(submission, job)),
-                submission_id=job,
-                runtime_env={**code, "env_vars": {"PYTHONUNBUFFERED": "1"}},
-                metadata={PROJECT: submission.out, "sha256": submission.digest},
-            )
+            self._send(submission, job, {**code, "env_vars": {"PYTHONUNBUFFERED": "1"}})
+        return job
+
+    def _send(self, submission: Submission, job: str, environment: dict[str, Any]) -> None:
+        """Also to a head so new that it cannot start jobs yet."""
+        end = time.monotonic() + NEW_SECONDS
+        while True:
+            try:
+                self.client.submit_job(
+                    entrypoint=shlex.join(entrypoint(submission, job)),
+                    submission_id=job,
+                    runtime_env=environment,
+                    metadata={PROJECT: submission.out, "sha256": submission.digest},
+                )
+                return
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > end:
+                    raise
+            time.sleep(POLL)
 
     def follow(self, name: str, say: Say, write: Say) -> JobDetails:
         """Say why a job waits, write its log as it grows, and return how it ended."""
