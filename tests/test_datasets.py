@@ -199,7 +199,7 @@ def test_vqa_annotations_in_another_order_are_joined_by_id(tmp_path: Path) -> No
 
 @given(st.lists(st.sampled_from(["yes", "no", "maybe", "Yes"]), min_size=1, max_size=10))
 def test_label_trimmed_annotation_has_most_common_answer_first_of_ties(answers: list[str]) -> None:
-    found = label(AnnotationRecord.model_validate(annotation(1, *answers)))
+    found = label(TypeAdapter(AnnotationRecord).validate_python(annotation(1, *answers)))
     most = max(answers.count(a) for a in answers)
     assert found.truth == next(a for a in answers if answers.count(a) == most)
     assert found.answers == tuple(answers)

@@ -76,7 +76,8 @@ class ImageFolder:
             for name in names:
                 if name in folder.links:
                     return folder.file(name, self.flat.path, named_in)
-        return inside(self.flat.path, self.splits[split].path / names[0], named_in)
+        missing = self.splits[split].path / names[0]
+        return inside(self.flat.path, missing, named_in) if os.sep in split else missing
 
 
 def human_map_index(path: Path) -> dict[int, tuple[str, ...]]:

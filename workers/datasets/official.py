@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass as plain_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from pydantic_core import from_json
 
 from workers.datasets.base import BadRecord, Report
@@ -18,13 +19,12 @@ Id = Annotated[int, Field(strict=True, ge=0, le=MAX_ID)]
 SAME_FILES = "use questions and annotations of the same split and version"
 
 
-class OfficialRecord(BaseModel):
-    """One record of an official file; keys we do not use are not looked at."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
+record = dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="ignore"))
+"""One record of an official file: keys we do not use are not looked at, and a million fit."""
 
 
-class QuestionRecord(OfficialRecord):
+@record
+class QuestionRecord:
     """An item of a questions file (Antol et al. 2015; Goyal et al. 2017)."""
 
     question_id: Id
@@ -35,13 +35,15 @@ class QuestionRecord(OfficialRecord):
     """VQA-CP only: the split of COCO that the image belongs to."""
 
 
-class AnswerRecord(OfficialRecord):
+@record
+class AnswerRecord:
     """One annotator's answer."""
 
     answer: str
 
 
-class AnnotationRecord(OfficialRecord):
+@record
+class AnnotationRecord:
     """An item of an annotations file. Trimmed copies keep only ``question_id`` and ``answers``."""
 
     question_id: Id
@@ -52,7 +54,7 @@ class AnnotationRecord(OfficialRecord):
     multiple_choice_answer: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@plain_dataclass(frozen=True, slots=True)
 class Label:
     """What an annotation says, without the weight of ten answer records."""
 
@@ -82,7 +84,7 @@ Kind = TypeVar("Kind")
 IdentifiedKind = TypeVar("IdentifiedKind", bound=HasQuestionId)
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True, slots=True)
 class RecordFile:
     """A parsed JSON file: its records, not validated yet, and the envelope around them."""
 
@@ -171,7 +173,7 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-@dataclass(frozen=True)
+@plain_dataclass(frozen=True, slots=True)
 class Labelled:
     """A question and its annotation."""
 

@@ -7,11 +7,12 @@ from pathlib import Path
 from schemas.example import Example
 from workers.datasets.base import Dataset, Report
 from workers.datasets.folders import inside
-from workers.datasets.official import Id, OfficialRecord, RecordFile
+from workers.datasets.official import Id, RecordFile, record
 from workers.errors import UserError
 
 
-class PhotoRecord(OfficialRecord):
+@record
+class PhotoRecord:
     """One question: ``{"image_id": 42, "file": "dog.jpg", "question": "is the dog asleep?"}``."""
 
     image_id: Id
@@ -33,15 +34,15 @@ class Photos(Dataset):
     def read(self, report: Report) -> Iterator[Example]:
         records = RecordFile.open(self.root / self.questions, "questions")
         files = files_by_name(self.root.resolve())
-        for index, record in records.records(PhotoRecord, report):
+        for index, photo in records.records(PhotoRecord, report):
             named_in = f"{records.path}: questions[{index}]"
             yield Example(
                 question_id=index,
-                image_id=record.image_id,
-                image=str(find(self.root, record.file, files, named_in)),
-                question=record.question,
-                answers=(record.answer,) if record.answer else (),
-                truth=record.answer,
+                image_id=photo.image_id,
+                image=str(find(self.root, photo.file, files, named_in)),
+                question=photo.question,
+                answers=(photo.answer,) if photo.answer else (),
+                truth=photo.answer,
             )
 
 

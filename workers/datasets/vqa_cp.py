@@ -2,10 +2,11 @@
 
 from typing import ClassVar
 
-from workers.datasets.official import QuestionRecord
+from workers.datasets.official import QuestionRecord, record
 from workers.datasets.vqa import VQA
 
 
+@record
 class ChangingPriorsQuestion(QuestionRecord):
     """A question that says which COCO split its image is of: each part draws on both."""
 
