@@ -18,7 +18,7 @@ from schemas.rows import TABLES, arrow_schema
 from schemas.run import Manifest
 from workers.store import Store, fragment_key
 
-ROW_GROUP = 2**17
+ROW_GROUP = 2**15
 """Rows that are read or left out together."""
 
 
