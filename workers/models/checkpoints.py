@@ -1,5 +1,6 @@
 """Reading weight files of others: nothing in them is executed, and every tensor is checked."""
 
+import mmap
 import pickle
 import struct
 import warnings
@@ -82,44 +83,70 @@ def read_torch(path: Path) -> Any:
 
 
 def _refuse_bomb(path: Path) -> None:
-    """``torch.save`` stores tensors as they are, so its zips unpack to no more than their size."""
+    """``torch.save`` writes tensors as they are, so what it wrote unpacks to no more than its size.
+
+    ``bytearray`` is the one class ``weights_only`` allows that makes gigabytes out of a number.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
+            members = archive.infolist()
     except (zipfile.BadZipFile, *_DAMAGED):
-        return  # an old file is no zip, and a damaged one fails to load
-    size = path.stat().st_size
-    if unpacked > size:
+        members = []  # an old file is no zip, and a damaged one fails to load
+    size, unpacked = path.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > size or any(member.compress_type for member in members):
         raise UserError(
-            f"{path} unpacks to {unpacked} bytes out of {size}, which no file of torch.save does; "
-            "copy it again, or save only its state_dict"
+            f"{path} is packed, {unpacked} bytes in {size}, which no file of torch.save is; copy "
+            "it again, or save only its state_dict"
         )
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data.find(b"bytearray") >= 0:
+            raise UserError(
+                f"{path} holds a bytearray, which can claim any amount of memory; save only its "
+                "state_dict"
+            )
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """A file that is a state_dict and nothing else, in either format."""
     found = read_safetensors(path)[0] if is_safetensors(path) else read_torch(path)
-    return as_state_dict(found, str(path))
+    return as_state_dict(found, str(path), path.stat().st_size)
 
 
-def as_state_dict(found: Any, where: str) -> dict[str, Tensor]:
-    """``found`` without the ``module.`` prefix of DataParallel, once it is tensors by name."""
+def as_state_dict(found: Any, where: str, size: int) -> dict[str, Tensor]:
+    """``found`` without the ``module.`` prefix of DataParallel, once it is tensors by name, and of
+    no more bytes than the file they came from, ``size``."""
     if not isinstance(found, Mapping):
         raise UserError(
             f"{where} is a {type(found).__name__}, not a state_dict; save model.state_dict()"
         )
     for name, value in found.items():
+        if not isinstance(name, str):
+            raise UserError(
+                f"{where}: a tensor is named by a {type(name).__name__}; save model.state_dict()"
+            )
         if not isinstance(value, Tensor):
             raise UserError(
                 f"{where}: entry {name!r} is a {type(value).__name__}, not a tensor; "
                 "save model.state_dict()"
             )
-        if not isinstance(name, str) or not _plain(value):
+        if not _plain(value):
             raise UserError(
-                f"{where}: entry {name!r:.80} is not a tensor in memory under a name, but a view, "
-                "a sparse or quantised tensor or one without values; save model.state_dict()"
+                f"{where}: entry {name!r:.200} is a view, a sparse or quantised tensor or one "
+                "without values; save model.state_dict() of a plain model"
             )
+    _refuse_claims(found, where, size)
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def _refuse_claims(found: Mapping[str, Tensor], where: str, size: int) -> None:
+    """A tensor can be made of its length alone, without a value of it in the file."""
+    storages = [tensor.untyped_storage() for tensor in found.values()]
+    claimed = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if claimed > size:
+        raise UserError(
+            f"{where}: its tensors take {claimed} bytes, the whole file {size}; save "
+            "model.state_dict() again"
+        )
 
 
 def _plain(tensor: Tensor) -> bool:

@@ -27,7 +27,8 @@ def read(path: Path) -> tuple[KazemiConfig, dict[str, Tensor]]:
     The vocabulary numbers words from 1 and answers from 0.
     """
     found = read_torch(path)
-    weights = as_state_dict(_part(found, "weights", path), f"{path}: 'weights'")
+    size = path.stat().st_size
+    weights = as_state_dict(_part(found, "weights", path), f"{path}: 'weights'", size)
     vocab = _part(found, "vocab", path)
     image = _part(found, "config", path)
     fields = {
