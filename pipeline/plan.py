@@ -315,7 +315,7 @@ def _failed(store: Store, whole: Collection[int]) -> dict[tuple[int, str], set[i
 def _record(config: RunConfig, layout: Layout, model: VQAModel) -> RunRecord:
     first = layout.first
     return RunRecord(
-        recipe=config.model_dump(mode="json"),
+        recipe=config.model_dump(mode="json", exclude={"resources": {"address"}}),
         dataset=first.dataset,
         model=weights_digest(model),
         targets=config.targets,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from schemas.limits import Limits
 from workers.datasets.base import Dataset
@@ -220,7 +220,7 @@ def test_label_trimmed_annotation_has_most_common_answer_first_of_ties(answers: 
     )
 )
 def test_annotation_optional_and_unknown_fields_are_accepted(more: Record) -> None:
-    found = label(AnnotationRecord.model_validate(annotation(1, "yes", **more)))
+    found = label(TypeAdapter(AnnotationRecord).validate_python(annotation(1, "yes", **more)))
     assert found.truth == more.get("multiple_choice_answer", "yes")
     assert found.answer_type == more.get("answer_type")
     assert found.question_type == more.get("question_type")
@@ -436,7 +436,7 @@ def test_vqa_file_without_a_list_of_questions_is_refused(
         (
             "what?",
             "questions[1]: field 'record': "
-            "Input should be a valid dictionary or instance of QuestionRecord, got 'what?'",
+            "Input should be a dictionary or an instance of QuestionRecord, got 'what?'",
         ),
     ],
 )
