@@ -37,8 +37,9 @@ class Crashes:
         return int(text) if text else None
 
     def count(self, shard: int, image_id: int) -> None:
-        """A worker process died at an image."""
+        """A worker process died at an image; its note is spent, the next leaves its own."""
         self.objects.put(f"crashes/{shard:07d}-{image_id}-{uuid.uuid4().hex[:8]}", b"")
+        self.breadcrumb(shard, None)
 
     def forgive(self, shard: int) -> None:
         """Forget the deaths of a shard, so that all of it is tried again."""

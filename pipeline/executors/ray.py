@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.metrics import Counter as Total
 from ray.util.metrics import Gauge
 
@@ -28,12 +33,12 @@ IN_FLIGHT = 2
 """Tasks an actor holds: one running, one waiting, so that it never idles."""
 CRASHES = 6
 """Crashes of one task after which it is given up, whatever image was to blame."""
-START_FAILURES = 3
-"""Start-ups in a row that fail before the run is stopped: the model will not load."""
-NODE_SECONDS = 5.0
-"""How long the cluster may take to notice that a node is gone."""
-PROCESS_DIED = "worker process has died"
-"""What Ray says of an actor whose process ended by itself; its node is fine."""
+LOSSES = 3
+"""Nodes that may be lost under one task; each further one counts as its crash."""
+START_FAILURES, START_DEATHS = 3, 10
+"""Start-ups in a row that may raise, or be killed, before the run is stopped: no model loads."""
+NODE_DIED = "its node has died"
+"""What Ray says of an actor whose machine is gone; of any other death it names the process."""
 DEADLINE, MARGIN = 600.0, 20.0
 """Least seconds before a shard counts as hung, and how many times the slowest one's it may take."""
 
@@ -91,9 +96,10 @@ class _Pool:
         self.calls: dict[Any, tuple[Slot, Task | None]] = {}
         self.slots: list[Slot] = []
         self.crashes: Counter[int] = Counter()
+        self.losses: Counter[int] = Counter()
         self.start_failures = 0
         self.slowest = 0.0
-        self.born = time.monotonic()
+        self.last_up = time.monotonic()
         self.gpus = _gpus(job, resources)
         self.gauges = Gauges(resources)
         self.actor = ray.remote(Actor).options(
@@ -126,8 +132,10 @@ class _Pool:
         self.calls[slot.handle.ready.remote()] = (slot, None)
 
     def _check_started(self) -> None:
-        waited = time.monotonic() - self.born
-        if waited > self.resources.start_timeout and not any(slot.up for slot in self.slots):
+        if any(slot.up for slot in self.slots):
+            self.last_up = time.monotonic()
+        waited = time.monotonic() - self.last_up
+        if waited > self.resources.start_timeout:
             needs = f"{self.resources.threads} CPU and {self.gpus:g} GPU"
             raise UserError(
                 f"No worker could be started within {waited:.0f} s: each needs {needs}; the "
@@ -157,15 +165,15 @@ class _Pool:
         slot, task = self.calls.pop(call)
         try:
             result = ray.get(call)
-        except (RayActorError, OutOfMemoryError) as error:
-            yield from self._bury(slot, error)
-            return
         except RayTaskError as error:
             if task is None:
                 raise
             slot.tasks.remove(task)
             slot.start_clock()
             yield Outcome(task, error=str(error.cause))
+        except RayError as error:
+            yield from self._bury(slot, error)
+            return
         else:
             if task is None:
                 slot.up, slot.node, self.start_failures = True, result, 0
@@ -176,25 +184,32 @@ class _Pool:
     def _done(self, slot: Slot, task: Task, report: Report) -> Outcome:
         slot.tasks.remove(task)
         slot.start_clock()
+        self.losses.pop(task.shard.number, None)
         self.slowest = max(self.slowest, report.seconds)
         self.gauges.done(report)
         return Outcome(task, report=report)
 
     def _bury(self, slot: Slot, error: RayError) -> Iterator[Outcome]:
         """Forget a dead actor, requeue its tasks and start another."""
-        lost = slot.up and not slot.hung and _node_lost(slot.node, error)
-        if not lost:
-            self._count_start_failure(slot, error)
+        ray.kill(slot.handle)  # where only the network is gone it lives on; its calls now end
         yield from self._last_words(slot)
-        ray.kill(slot.handle)
         self.slots.remove(slot)
-        if slot.tasks and not lost:
+        lost = not slot.hung and _node_lost(error)
+        if lost:
+            self._count_loss(slot)
+        elif not slot.up:
+            self._count_start_failure(error)
+        if slot.tasks and not (lost and self.losses[slot.tasks[0].shard.number] <= LOSSES):
             yield from self._requeue_running(slot.tasks.popleft(), error)
-        elif lost:
-            self.job.tell("node lost", {"node": slot.node, "tasks": len(slot.tasks)})
         self.queue.extendleft(reversed(slot.tasks))
         if self.queue:
             self._start()
+
+    def _count_loss(self, slot: Slot) -> None:
+        """A node took its actor along: no fault of the task, unless node after node does."""
+        shards = [task.shard.number for task in slot.tasks]
+        self.losses.update(shards[:1])
+        self.job.tell("node lost", {"node": slot.node, "shards": shards})
 
     def _last_words(self, slot: Slot) -> Iterator[Outcome]:
         """What the actor finished before it died; the oldest task left was the one running."""
@@ -203,7 +218,7 @@ class _Pool:
             _, task = self.calls.pop(call)
             try:
                 report = ray.get(call)
-            except (RayActorError, OutOfMemoryError, RayTaskError):
+            except RayError:
                 continue
             if task is not None:
                 yield self._done(slot, task, report)
@@ -218,17 +233,16 @@ class _Pool:
         else:
             self.queue.appendleft(self.job.after_crash(task))
 
-    def _count_start_failure(self, slot: Slot, error: RayError) -> None:
-        if slot.up:
-            return
+    def _count_start_failure(self, error: RayError) -> None:
         self.start_failures += 1
         cause = getattr(error, "cause", None)
         if isinstance(cause, UserError):
             raise cause
-        if self.start_failures >= START_FAILURES:
+        raised = isinstance(error, RayActorError) and error.actor_init_failed
+        limit = START_FAILURES if raised else START_DEATHS
+        if self.start_failures >= limit:
             raise UserError(
-                f"A worker could not be started {START_FAILURES} times in a row; the last reason: "
-                f"{error}"
+                f"A worker could not be started {limit} times in a row; the last reason: {error}"
             )
 
 
@@ -268,16 +282,13 @@ def _gpus(job: Job, resources: Resources) -> float:
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
-def _node_lost(node: str, error: RayError) -> bool:
-    """Whether an actor died with its node, which is no fault of what it was working on."""
-    if PROCESS_DIED in str(error) or isinstance(error, OutOfMemoryError):
-        return False
-    end = time.monotonic() + NODE_SECONDS
-    while time.monotonic() < end:
-        if not any(n["NodeID"] == node and n["Alive"] for n in ray.nodes()):
-            return True
-        time.sleep(0.2)
-    return False
+def _node_lost(error: RayError) -> bool:
+    """Whether an actor died with its machine, which is no fault of what it was working on.
+
+    A raylet that lives tells at once of a process that died. Where Ray knows no more than that the
+    actor cannot be reached, machine or network is gone and the health check has yet to notice.
+    """
+    return isinstance(error, ActorUnavailableError) or NODE_DIED in str(error)
 
 
 @contextmanager
