@@ -142,6 +142,18 @@ def test_compacted_table_has_the_same_rows(table: str, complete: Path, copy: Pat
     assert stages.compact(copy) == {}
 
 
+def test_compacted_table_is_cut_into_files_of_a_bounded_length(
+    complete: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compact, "FILE", 10)
+    stages.compact(copy)
+    manifest = Store(copy).manifest("maps")
+    assert manifest is not None
+    assert len(manifest.files) > 2 * Run(copy).maps.method.nunique()
+    assert_sound(copy)
+    assert_same_run(complete, copy)
+
+
 def test_compacted_run_goes_on(recipe: Recipe, world: Path, complete: Path, tmp_path: Path) -> None:
     """Extended, grown and retried after its fragments were merged, and merged again."""
     victim, good = damaged(world, tmp_path / "world")

@@ -9,6 +9,7 @@ A tool that reads the folder without our code may see rows twice between the two
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +21,8 @@ from workers.store import Store, fragment_key
 
 ROW_GROUP = 2**15
 """Rows that are read or left out together."""
+FILE = 2**23
+"""Rows after which a method's next file begins: a bucket takes 5 GB in one PUT."""
 
 
 @dataclass
@@ -28,6 +31,7 @@ class _Writer:
 
     path: Path
     schema: pa.Schema
+    rows: int = 0
     waiting: list[pa.Table] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -36,6 +40,7 @@ class _Writer:
 
     def add(self, rows: pa.Table) -> None:
         self.waiting.append(rows)
+        self.rows += len(rows)
         if sum(map(len, self.waiting)) >= ROW_GROUP:
             self.flush()
 
@@ -96,20 +101,27 @@ def _compact_table(store: Store, table: str) -> int:
 
 
 def _write(store: Store, table: str, generation: int) -> Iterator[str]:
-    """Stream all rows into one file a method, then put them in place; yields the names."""
+    """Stream all rows into files of one method each, put in place when full; yields the names."""
     schema = arrow_schema(table)
     with tempfile.TemporaryDirectory() as folder:
+        names = (f"compact-{generation:05d}-{n:04d}.parquet" for n in count())
         writers: dict[str, _Writer] = {}
         for batch in store.dataset(table).to_batches(batch_size=ROW_GROUP):
             for key, rows in _by_method(pa.Table.from_batches([batch], schema=schema)):
                 if key not in writers:
-                    name = f"compact-{generation:05d}-{len(writers):04d}.parquet"
-                    writers[key] = _Writer(Path(folder) / name, schema)
+                    writers[key] = _Writer(Path(folder) / next(names), schema)
                 writers[key].add(rows)
+                if writers[key].rows >= FILE:
+                    yield _put(store, table, writers.pop(key))
         for writer in writers.values():
-            writer.close()
-            store.objects.put(f"{table}/{writer.path.name}", writer.path.read_bytes())
-            yield writer.path.name
+            yield _put(store, table, writer)
+
+
+def _put(store: Store, table: str, writer: _Writer) -> str:
+    writer.close()
+    store.objects.put(f"{table}/{writer.path.name}", writer.path.read_bytes())
+    writer.path.unlink()
+    return writer.path.name
 
 
 def _by_method(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
