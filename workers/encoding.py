@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
-from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.storage import MemoryStore
 
 from schemas.arrays import ArraySpec
 from schemas.base import Frozen
@@ -39,22 +39,30 @@ def shard_key(label: str, spec: ArraySpec, shard: int) -> str:
     return f"maps.zarr/{label}/{spec.name}/" + ".".join(["c", str(shard), *zeros])
 
 
-def create_array(
-    store: ZarrStore,
-    path: str,
-    spec: ArraySpec,
-    shards: int,
-    capacity: int,
-    targets: Sequence[str],
+def group() -> bytes:
+    """A Zarr group's ``zarr.json``."""
+    memory = MemoryStore()
+    zarr.create_group(memory)
+    return _stored(memory, "zarr.json")
+
+
+def array(spec: ArraySpec, shards: int, capacity: int, targets: Sequence[str]) -> bytes:
+    """An array's ``zarr.json``; all its places read as unwritten."""
+    memory = MemoryStore()
+    _create(memory, spec, shards, capacity, targets)
+    return _stored(memory, "one/zarr.json")
+
+
+def _create(
+    memory: MemoryStore, spec: ArraySpec, shards: int, capacity: int, targets: Sequence[str]
 ) -> zarr.Array:
-    """An array's metadata; its places read as unwritten."""
     shape = array_shape(spec, shards, capacity, targets)
     shard = (capacity, *shape[1:])
     tiny = int(np.prod(shard)) * np.dtype(spec.dtype).itemsize <= TINY
     dims = ("example", *(("target",) if spec.per_target else ()), *spec.dims)
     return zarr.create_array(
-        store,
-        name=path,
+        memory,
+        name="one",
         shape=shape,
         dtype=spec.dtype,
         chunks=shard if tiny else (1, *shape[1:]),
@@ -70,13 +78,16 @@ def create_array(
 
 def zarr_shard(spec: ArraySpec, values: np.ndarray) -> bytes:
     """The bytes of one Zarr shard, exactly as ``array[a:b] = values`` would write them."""
-    memory = zarr.storage.MemoryStore()
+    memory = MemoryStore()
     targets = ("",) * values.shape[1] if spec.per_target else ()
-    create_array(memory, "one", spec, 1, len(values), targets)[:] = values
-    key = "one/" + ".".join(["c", *["0"] * values.ndim])
+    _create(memory, spec, 1, len(values), targets)[:] = values
+    return _stored(memory, "one/" + ".".join(["c", *["0"] * values.ndim]))
+
+
+def _stored(memory: MemoryStore, key: str) -> bytes:
     blob = sync(memory.get(key, default_buffer_prototype()))
     if blob is None:
-        raise RuntimeError(f"zarr wrote no shard for {spec.name} at key {key}")
+        raise RuntimeError(f"zarr wrote nothing at key {key}")
     return blob.to_bytes()
 
 

@@ -7,6 +7,7 @@ writers win; what was written survives the writer. Every failure is an ``OSError
 
 import os
 import shutil
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -27,19 +28,53 @@ from workers.errors import UserError
 
 TEMPORARY = ".tmp-"
 """Names that begin so are being written; nobody reads them."""
-PATIENCE: dict[str, Any] = {
-    "max_retries": 8,
-    "backoff": {"base": 2, "init_backoff": timedelta(seconds=0.2)},
-    "retry_timeout": timedelta(seconds=60),
-}
-"""How long a bucket that answers 500, or not at all, is asked again."""
+PAUSE = 0.2
+"""Seconds before a bucket is asked again for the first time."""
+REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+CREDENTIALS = (
+    "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, and the bucket's policy"
+)
+ENDPOINT = "check AWS_ENDPOINT_URL, and that the server is up"
+NO_BUCKET = f"there is no such bucket; make it, or correct the URL; {ENDPOINT}"
+OUTAGE = (OSError, exceptions.BaseError)
+"""What reading and writing can raise: through Zarr and Arrow obstore's errors come as they are."""
 
 
 def client() -> dict[str, Any]:
-    """Time limits of one request; plain HTTP only where the user's own endpoint says so."""
+    """How a bucket is asked; plain HTTP only where the user's own endpoint says so.
+
+    ``VQATLAS_S3_TIMEOUT`` is the seconds one request may take (30 unless it is set).
+    """
     endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
-    plain = endpoint.startswith("http://")
-    return {"timeout": "30s", "connect_timeout": "5s", "allow_http": plain}
+    limit = timedelta(seconds=_setting("VQATLAS_S3_TIMEOUT", 30))
+    return {
+        "timeout": limit,
+        "connect_timeout": min(limit, timedelta(seconds=5)),
+        "allow_http": endpoint.startswith("http://"),
+    }
+
+
+def patience() -> dict[str, Any]:
+    """How long a bucket that answers 500, or not at all, is asked again.
+
+    ``VQATLAS_S3_RETRY`` is that time in seconds (60 unless it is set).
+    """
+    return {
+        "max_retries": 8,
+        "backoff": {"base": 2, "init_backoff": timedelta(seconds=PAUSE)},
+        "retry_timeout": timedelta(seconds=_setting("VQATLAS_S3_RETRY", 60)),
+    }
+
+
+def _setting(name: str, default: float) -> float:
+    text = os.environ.get(name, "")
+    try:
+        value = float(text or default)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 86_400:
+        raise UserError(f"{name}={text}: give the seconds, more than 0 and less than 86400")
+    return value
 
 
 class Objects(ABC):
@@ -78,7 +113,10 @@ class Objects(ABC):
 
     @abstractmethod
     def put_new(self, key: str, data: bytes) -> bool:
-        """Write an object that must not exist yet; False: somebody else was first."""
+        """Write an object that must not exist yet; False: somebody else was first.
+
+        One's own write asked for again is won: what counts is whose bytes are there.
+        """
 
     @abstractmethod
     def move(self, source: str, target: str) -> None:
@@ -143,7 +181,7 @@ class Folder(Objects):
             os.link(temporary, self.path / key)
         except FileExistsError:
             # over NFS a repeated request may find the file that it has made itself
-            return os.path.samefile(temporary, self.path / key)  # noqa: PTH121 - of two paths
+            return _holds(self, key, data)
         finally:
             temporary.unlink()
         _sync(temporary.parent)
@@ -191,7 +229,11 @@ class Bucket(Objects):
 
     def __init__(self, root: str) -> None:
         self.root = root.rstrip("/")
-        self.store = S3Store.from_url(self.root, client_options=client(), retry_config=PATIENCE)  # type: ignore[arg-type]
+        self.store = self._store(self.root)
+
+    def _store(self, url: str) -> S3Store:
+        with self._errors(""):
+            return S3Store.from_url(url, client_options=client(), retry_config=patience())  # type: ignore[arg-type]
 
     def __reduce__(self) -> tuple[type["Bucket"], tuple[str]]:
         return Bucket, (self.root,)  # credentials stay in each machine's environment
@@ -235,13 +277,22 @@ class Bucket(Objects):
             obstore.put(self.store, key, data, use_multipart=False)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        """An answer that was lost is asked for again and then finds our own object: it is won."""
-        try:
-            with self._errors(key):
-                obstore.put(self.store, key, data, mode="create", use_multipart=False)
-        except FileExistsError:
-            return self.read(key) == data
-        return True
+        """The client repeats no conditional write whose answer was lost. Here that is safe: it
+        then finds its own object."""
+        end = time.monotonic() + _setting("VQATLAS_S3_RETRY", 60)
+        while True:
+            try:
+                with self._errors(key):
+                    obstore.put(self.store, key, data, mode="create", use_multipart=False)
+                return True
+            except FileExistsError:
+                return _holds(self, key, data)
+            except (PermissionError, FileNotFoundError):
+                raise
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(PAUSE)
 
     def move(self, source: str, target: str) -> None:
         with self._errors(source):
@@ -259,16 +310,11 @@ class Bucket(Objects):
                 obstore.delete(self.store, keys)
 
     def zarr(self, folder: str) -> ZarrStore:
-        inner = S3Store.from_url(
-            f"{self.root}/{folder}",
-            client_options=client(),  # type: ignore[arg-type]
-            retry_config=PATIENCE,  # type: ignore[arg-type]
-        )
-        return zarr.storage.ObjectStore(inner)
+        return zarr.storage.ObjectStore(self._store(f"{self.root}/{folder}"))
 
     def arrow(self) -> FileSystem:
         bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
-        files = FsspecStore("s3", client_options=client(), retry_config=PATIENCE)  # type: ignore[call-overload]
+        files = FsspecStore("s3", client_options=client(), retry_config=patience())  # type: ignore[call-overload]
         return SubTreeFileSystem(f"{bucket}/{prefix}", PyFileSystem(FSSpecHandler(files)))
 
     @contextmanager
@@ -278,19 +324,27 @@ class Bucket(Objects):
         try:
             yield
         except (FileNotFoundError, exceptions.NotFoundError) as error:
+            if "NoSuchBucket" in str(error):
+                raise OSError(f"{where}: {NO_BUCKET}") from error
             raise FileNotFoundError(f"{where}: no such object") from error
         except (FileExistsError, exceptions.AlreadyExistsError) as error:
             raise FileExistsError(f"{where}: exists already") from error
-        except (
-            exceptions.PermissionDeniedError,
-            exceptions.UnauthenticatedError,
-        ) as error:
-            raise PermissionError(
-                f"{where}: the bucket refuses ({_first_line(error)}); check the credentials in "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and the bucket's policy"
-            ) from error
+        except REFUSED as error:
+            raise PermissionError(f"{where}: {explain_outage(error)}") from error
         except exceptions.BaseError as error:
-            raise OSError(f"{where}: {_first_line(error)}") from error
+            raise OSError(f"{where}: {explain_outage(error)}") from error
+
+
+def explain_outage(error: Exception) -> str:
+    """What a bucket has said, in a line, and what to do about it."""
+    said = _first_line(error)
+    if isinstance(error, REFUSED):
+        return f"the bucket refuses ({said}); {CREDENTIALS}"
+    if "NoSuchBucket" in str(error):
+        return NO_BUCKET
+    if "169.254.169.254" in said:  # where a cloud's machines ask for credentials
+        return f"no credentials ({said}); {CREDENTIALS}"
+    return f"the bucket does not answer as it should ({said}); {ENDPOINT}"
 
 
 def open_objects(root: Path | str) -> Objects:
@@ -321,8 +375,15 @@ def check_first_writer_wins(objects: Objects) -> None:
         )
 
 
+def _holds(objects: Objects, key: str, data: bytes) -> bool:
+    try:
+        return objects.read(key) == data
+    except FileNotFoundError:  # the winner has deleted it already
+        return False
+
+
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300]
+    return str(error).strip().splitlines()[0].partition(": <?xml")[0][:300]
 
 
 def _file_size(path: Path) -> int | None:

@@ -194,15 +194,14 @@ class Store:
             path = f"{definition.label}/{spec.name}"
             key = f"maps.zarr/{path}/zarr.json"
             if not self.objects.exists(key):
-                self._make_group(definition.label)
-                targets = record.targets
-                encoding.create_array(self.zarr_store, path, spec, shards, record.capacity, targets)
+                self._make_group(f"{definition.label}/")
+                data = encoding.array(spec, shards, record.capacity, record.targets)
+                self.objects.put(key, data)
             elif larger := encoding.grown(self.objects.read(key), shards * record.capacity):
                 self.objects.put(key, larger)
 
     def _make_group(self, path: str) -> None:
-        if not self.objects.exists("/".join(filter(None, ["maps.zarr", path, "zarr.json"]))):
-            zarr.create_group(self.zarr_store, path=path, overwrite=False)
+        self._write_once(f"maps.zarr/{path}zarr.json", encoding.group())
 
     @cached_property
     def zarr_store(self) -> Any:
