@@ -30,7 +30,6 @@ TEMPORARY = ".tmp-"
 """Names that begin so are being written; nobody reads them."""
 PAUSE = 0.2
 """Seconds before a bucket is asked again for the first time."""
-REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 CREDENTIALS = (
     "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, and the bucket's policy"
 )
@@ -329,21 +328,26 @@ class Bucket(Objects):
             raise FileNotFoundError(f"{where}: no such object") from error
         except (FileExistsError, exceptions.AlreadyExistsError) as error:
             raise FileExistsError(f"{where}: exists already") from error
-        except REFUSED as error:
-            raise PermissionError(f"{where}: {explain_outage(error)}") from error
         except exceptions.BaseError as error:
-            raise OSError(f"{where}: {explain_outage(error)}") from error
+            kind = PermissionError if refused(error) else OSError
+            raise kind(f"{where}: {explain_outage(error)}") from error
+
+
+def refused(error: Exception) -> bool:
+    """Whether a bucket has denied a request; of a listing the client tells it in words only."""
+    denials = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+    return isinstance(error, denials) or any(f"code: {n}" in str(error) for n in (401, 403))
 
 
 def explain_outage(error: Exception) -> str:
     """What a bucket has said, in a line, and what to do about it."""
     said = _first_line(error)
-    if isinstance(error, REFUSED):
-        return f"the bucket refuses ({said}); {CREDENTIALS}"
     if "NoSuchBucket" in str(error):
         return NO_BUCKET
     if "169.254.169.254" in said:  # where a cloud's machines ask for credentials
         return f"no credentials ({said}); {CREDENTIALS}"
+    if refused(error):
+        return f"the bucket refuses ({said}); {CREDENTIALS}"
     return f"the bucket does not answer as it should ({said}); {ENDPOINT}"
 
 
