@@ -233,7 +233,7 @@ def gpu_node(cluster: Nodes) -> Iterator[str]:
 def placed(cluster: Nodes, recipe: Recipe, folder: Path, kind: str, **how: object) -> list[str]:
     """Where workers ran: ``node GPUs``. Their tasks wait for ``enough`` of them."""
     enough = how.pop("enough")
-    resources = {"executor": "ray", "workers": 4, "address": cluster.address, **how}
+    resources = {"executor": "ray", "workers": 3, "address": cluster.address, **how}
     file = clusters.recipe_file(recipe(resources=resources), folder)
     log = folder / "log"
     log.touch()
@@ -247,19 +247,19 @@ def test_workers_take_a_gpu_each(
     cluster: Nodes, gpu_node: str, recipe: Recipe, tmp_path: Path
 ) -> None:
     where = placed(cluster, recipe, tmp_path, "placed", enough=2)
-    assert where == [f"{gpu_node} 0", f"{gpu_node} 1"]
+    assert where == [f"{gpu_node} 0", f"{gpu_node} 1"]  # and the third waits
 
 
 def test_workers_share_gpus_by_fractions(
     cluster: Nodes, gpu_node: str, recipe: Recipe, tmp_path: Path
 ) -> None:
-    where = placed(cluster, recipe, tmp_path, "placed", enough=4, gpus_per_worker=0.5)
-    assert where == [f"{gpu_node} {gpu}" for gpu in (0, 0, 1, 1)]
+    where = placed(cluster, recipe, tmp_path, "placed", enough=3, gpus_per_worker=0.5)
+    assert where == [f"{gpu_node} {gpu}" for gpu in (0, 0, 1)]
 
 
 def test_evaluation_leaves_gpu_nodes_alone(
     cluster: Nodes, gpu_node: str, recipe: Recipe, tmp_path: Path
 ) -> None:
-    where = placed(cluster, recipe, tmp_path, "evaluating", enough=2, workers=2)
-    assert len(where) == 2
-    assert all(gpus == "-" and node != gpu_node for node, gpus in map(str.split, where))
+    where = placed(cluster, recipe, tmp_path, "evaluating", enough=1, workers=1)
+    ((node, gpus),) = map(str.split, where)
+    assert (node != gpu_node, gpus) == (True, "-")
