@@ -81,10 +81,17 @@ def _finish(conv: "Convolution", y: Tensor, other: Tensor | None) -> Tensor:
     return y.relu_() if conv.relu else y
 
 
+def onednn(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether its kernels can be called; bfloat16 needs instructions that not every CPU has."""
+    if dtype is torch.bfloat16:
+        return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type == "cpu" and dtype is torch.float32
+
+
 def copies(conv: "Convolution", device: torch.device) -> float:
     """How many times a convolution's weights are held, at most: folded; in oneDNN's order with and
     without padding, or transformed for every tile size."""
-    if device.type != "cpu" or conv.weight.dtype not in (torch.float32, torch.bfloat16):
+    if not onednn(device, conv.weight.dtype):
         return 1
     transformed = conv.weight.new_empty(1, conv.weight.shape[1], 3, 3)
     if suits(conv, transformed, conv.acting(False)):
@@ -141,7 +148,7 @@ class Kernels:
         return float(seconds.index(min(seconds)))
 
     def _candidates(self, x: Tensor, at: Supports) -> list[Kernel]:
-        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        if not onednn(x.device, x.dtype):
             return [eager]
         kernels: list[Kernel] = [eager, fused]
         if suits(self.conv, x, at):
