@@ -10,6 +10,7 @@ import typer
 from pipeline.console import console
 from pipeline.report import terminal as report
 from workers.errors import BadExample, UserError, UserInterrupt
+from workers.objects import OUTAGE, told
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -218,6 +219,9 @@ def main() -> None:
         _stop(f"error: {error}", 2)
     except UserInterrupt as error:
         _stop(str(error), 130)
+    except OUTAGE as error:
+        kept = "What is committed is kept: mend the cause, and the same command goes on."
+        _stop(f"error: {told(error)}. {kept}", 2)
 
 
 def _stop(message: str, status: int) -> NoReturn:

@@ -29,6 +29,7 @@ from workers.errors import UserError, UserInterrupt
 from workers.evaluate import Evaluator
 from workers.explain import Explainer, Report
 from workers.lease import Lease
+from workers.objects import OUTAGE, told
 from workers.store import Store
 
 Root = Path | str
@@ -88,8 +89,8 @@ class Driver:
         except UserError as error:
             self.journal.tell("stopped", {"stage": stage, "reason": str(error)})
             raise
-        except OSError as error:
-            raise UserError(f"{stage} stopped: {error}. Mend the cause. {kept}") from error
+        except OUTAGE as error:
+            raise UserError(f"{stage} stopped: {told(error)}. Mend the cause. {kept}") from error
 
 
 @contextmanager
@@ -154,7 +155,7 @@ def compact(out: Root) -> dict[str, int]:
     store = Store(out)
     store.record()
     with drive(store) as driver:
-        store.drop_staged()
+        store.drop_staged(driver.lease.holder.since)
         merged = compact_tables(store)
         driver.journal.tell("compacted", merged)
     return merged

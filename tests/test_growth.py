@@ -177,7 +177,7 @@ def test_compacted_run_goes_on(recipe: Recipe, world: Path, complete: Path, tmp_
 
 def test_compaction_cut_off_before_its_manifest_changes_nothing(complete: Path, copy: Path) -> None:
     store = Store(copy)
-    list(compact._write(store, "maps", 1))
+    list(compact._write(store, "maps", 1, store.settled("maps")))
     assert len(Run(copy).maps) == len(Run(complete).maps)
     assert stages.compact(copy)["maps"] == store.shards
     assert len(pd.read_parquet(copy / "maps")) == len(Run(complete).maps)

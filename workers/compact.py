@@ -83,15 +83,17 @@ def _delete_covered(store: Store, table: str, manifest: Manifest) -> None:
 
 
 def _compact_table(store: Store, table: str) -> int:
-    loose = store.fragments(table)
+    loose = store.settled(table)
     if not loose:
         return 0
     old = store.manifest(table)
     generation = old.generation + 1 if old else 1
+    # before the rows: one replaced in between is not covered, and its loose fragment counts
+    covers = {**(old.covers if old else {}), **_attempts(store, table, loose)}
     manifest = Manifest(
         generation=generation,
-        files=tuple(_write(store, table, generation)),
-        covers={**(old.covers if old else {}), **_attempts(store, table, loose)},
+        files=tuple(_write(store, table, generation, loose)),
+        covers=covers,
         rounds={**(old.rounds if old else {}), **_rounds(store, table, loose)},
     )
     data = manifest.model_dump_json().encode()
@@ -100,13 +102,13 @@ def _compact_table(store: Store, table: str) -> int:
     return len(loose)
 
 
-def _write(store: Store, table: str, generation: int) -> Iterator[str]:
+def _write(store: Store, table: str, generation: int, loose: list[str]) -> Iterator[str]:
     """Stream all rows into files of one method each, put in place when full; yields the names."""
     schema = arrow_schema(table)
     with tempfile.TemporaryDirectory() as folder:
         names = (f"compact-{generation:05d}-{n:04d}.parquet" for n in count())
         writers: dict[str, _Writer] = {}
-        for batch in store.dataset(table).to_batches(batch_size=ROW_GROUP):
+        for batch in store.dataset(table, loose).to_batches(batch_size=ROW_GROUP):
             for key, rows in _by_method(pa.Table.from_batches([batch], schema=schema)):
                 if key not in writers:
                     writers[key] = _Writer(Path(folder) / next(names), schema)

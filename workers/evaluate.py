@@ -19,6 +19,7 @@ from workers.explain import Failed, Report, guarded
 from workers.ledger import failure_row, timing_row
 from workers.metrics.base import OK, Metric, Scores
 from workers.metrics.frame import cut
+from workers.objects import OUTAGE
 from workers.store import Store
 
 HUMAN, SHUFFLED = "human", "shuffled_human"
@@ -107,9 +108,13 @@ class Evaluator:
         maps: list[MapRow],
     ) -> None:
         def compute() -> list[MetricRow]:
-            return self._example_rows(scored.task, example, decoy, frame_of(answered), maps)
+            return self._example_rows(scored.task, example, decoy, frame_of(answered), stored)
 
-        outcome = guarded(compute)
+        read = guarded(lambda: self._candidates(scored.task, maps))
+        if isinstance(read, Failed) and isinstance(read.error, OUTAGE):
+            raise read.error  # the store's fault, not the example's
+        stored = read if isinstance(read, list) else []
+        outcome = read if isinstance(read, Failed) else guarded(compute)
         if isinstance(outcome, Failed):
             row = failure_row(scored.task, example, "evaluate", None, outcome.error)
             scored.failures.append(row)
@@ -122,19 +127,23 @@ class Evaluator:
         example: Example,
         decoy: Example,
         frame: Frame,
-        maps: list[MapRow],
+        stored: list[Candidate],
     ) -> list[MetricRow]:
         humans = [cut(human, frame) for human in self.dataset.human_maps(example)]
         rows: list[MetricRow] = []
         for name, methods in by_metric(task.labels).items() if humans else ():
             metric = self.metrics[name]
             prepared = [metric.prepare([human]) for human in humans]
-            candidates = [self._candidate(row) for row in maps if row.method in methods]
+            candidates = [candidate for candidate in stored if candidate.method in methods]
             if HUMAN in methods:
                 candidates += [Candidate(SHUFFLED, HUMAN, m) for m in self._decoy(decoy, frame)]
                 rows += self._inter_human(task, example, metric, prepared)
             rows += self._against(task, example, metric, candidates, prepared)
         return rows
+
+    def _candidates(self, task: Task, maps: list[MapRow]) -> list[Candidate]:
+        wanted = {method for methods in by_metric(task.labels).values() for method in methods}
+        return [self._candidate(row) for row in maps if row.method in wanted]
 
     def _candidate(self, row: MapRow) -> Candidate:
         """The stored primary array that an index row points at."""

@@ -106,9 +106,16 @@ class Lease:
 
 def holder(objects: Objects) -> Holder | None:
     """Who holds the run now; None if nobody does."""
-    number = current(objects)
-    found = _read(objects, number) if number else None
+    found = _latest(objects)[1]
     return None if found is None or found.dead else found
+
+
+def _latest(objects: Objects) -> tuple[int, Holder | None]:
+    """Number and holder of the latest lease; looked up again if a driver takes over meanwhile."""
+    while number := current(objects):
+        with suppress(FileNotFoundError):
+            return number, _read(objects, number)
+    return 0, None
 
 
 def current(objects: Objects) -> int:
@@ -140,19 +147,20 @@ def here() -> str:
 
 
 def _take(objects: Objects, myself: Holder) -> int:
-    number = current(objects)
-    if number and not (other := _read(objects, number)).dead:
+    number, other = _latest(objects)
+    if other is not None and not other.dead:
         raise UserError(
             f"{objects} is being written by {other}. Wait for it or stop it first; if it is dead, "
             f"its lease runs out {LIFETIME:.0f} s after its last sign of life."
         )
     if not objects.put_new(_key(number + 1), myself.model_dump_json().encode()):
         raise UserError(
-            f"{objects}: {_read(objects, number + 1)} has taken this run in the same moment. "
+            f"{objects}: {_latest(objects)[1]} has taken this run in the same moment. "
             "Wait for it or stop it first."
         )
-    for old in range(1, number + 1):
-        objects.delete(_key(old))
+    for name in objects.names("drivers"):
+        if int(name.removesuffix(".json")) <= number:
+            objects.delete(f"drivers/{name}")
     return number + 1
 
 

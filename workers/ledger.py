@@ -165,7 +165,7 @@ class Ledger:
         for key, values in self.arrays.items():
             attempt.add_array(key[0], self.specs[key], values)
         rows = [self.examples[e.question_id] for e in shard.examples]
-        if {row.round for row in rows} == {self.task.round} and self._brings_examples(store):
+        if {row.round for row in rows} == {self.task.round} and store.brings_examples(self.task):
             attempt.add_rows("examples", rows)
         attempt.add_rows("words", self.words)
         attempt.add_rows("failures", self.failures)
@@ -179,10 +179,6 @@ class Ledger:
     def failed(self) -> int:
         """Examples with a failure."""
         return len({row.question_id for row in self.failures})
-
-    def _brings_examples(self, store: Store) -> bool:
-        first = store.objects.starting("examples", f"part-{self.task.shard.number:07d}-")
-        return self.task.retry is not None or not first
 
     # --- arrays ---------------------------------------------------------------------------------
 

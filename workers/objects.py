@@ -10,8 +10,8 @@ import shutil
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +28,8 @@ from workers.errors import UserError
 
 TEMPORARY = ".tmp-"
 """Names that begin so are being written; nobody reads them."""
+PROBE = "probe-"
+"""So begin the names below ``stage/`` by which a place is tried before a run is made there."""
 PAUSE = 0.2
 """Seconds before a bucket is asked again for the first time."""
 CREDENTIALS = (
@@ -103,6 +105,10 @@ class Objects(ABC):
         """Names of the objects directly in a folder, sorted; temporary names left out."""
 
     @abstractmethod
+    def children(self, folder: str) -> list[str]:
+        """Names of the objects and the folders directly in a folder; temporary names left out."""
+
+    @abstractmethod
     def starting(self, folder: str, start: str) -> list[str]:
         """``names`` that begin so, without going through all the others."""
 
@@ -128,6 +134,11 @@ class Objects(ABC):
     @abstractmethod
     def delete_folder(self, folder: str) -> None:
         """Forget everything below a folder, unfinished writes included."""
+
+    @abstractmethod
+    def delete_unfinished(self, before: float) -> None:
+        """Forget what writers that have died have left; begun before that time, in seconds since
+        1970, for there are writers at work."""
 
     @abstractmethod
     def zarr(self, folder: str) -> ZarrStore:
@@ -159,9 +170,15 @@ class Folder(Objects):
         }
 
     def names(self, folder: str) -> list[str]:
+        return self._scan(folder, os.DirEntry.is_file)
+
+    def children(self, folder: str) -> list[str]:
+        return self._scan(folder, lambda entry: True)
+
+    def _scan(self, folder: str, wanted: Callable[[os.DirEntry[str]], bool]) -> list[str]:
         try:
             with os.scandir(self.path / folder) as entries:
-                found = [e.name for e in entries if e.is_file()]
+                found = [e.name for e in entries if wanted(e)]
         except FileNotFoundError:
             return []
         return sorted(name for name in found if not name.startswith(TEMPORARY))
@@ -212,6 +229,12 @@ class Folder(Objects):
     def delete_folder(self, folder: str) -> None:
         shutil.rmtree(self.path / folder, ignore_errors=not (self.path / folder).exists())
 
+    def delete_unfinished(self, before: float) -> None:
+        for path in self.path.rglob(f"{TEMPORARY}*"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    path.unlink()
+
     def zarr(self, folder: str) -> ZarrStore:
         return zarr.storage.LocalStore(self.path / folder)
 
@@ -258,6 +281,12 @@ class Bucket(Objects):
         with self._errors(folder):
             listed = obstore.list_with_delimiter(self.store, prefix=folder or None)
         return sorted(PurePosixPath(item["path"]).name for item in listed["objects"])
+
+    def children(self, folder: str) -> list[str]:
+        with self._errors(folder):
+            listed = obstore.list_with_delimiter(self.store, prefix=folder or None)
+        paths = [item["path"] for item in listed["objects"]] + list(listed["common_prefixes"])
+        return sorted(PurePosixPath(path).name for path in paths)
 
     def starting(self, folder: str, start: str) -> list[str]:
         """One request: keys are listed in order from just before the first that can match."""
@@ -308,6 +337,9 @@ class Bucket(Objects):
             if keys:
                 obstore.delete(self.store, keys)
 
+    def delete_unfinished(self, before: float) -> None:
+        """A PUT that was cut off has left nothing."""
+
     def zarr(self, folder: str) -> ZarrStore:
         return zarr.storage.ObjectStore(self._store(f"{self.root}/{folder}"))
 
@@ -339,6 +371,11 @@ def refused(error: Exception) -> bool:
     return isinstance(error, denials) or any(f"code: {n}" in str(error) for n in (401, 403))
 
 
+def told(error: Exception) -> str:
+    """An ``OUTAGE`` in a line; a bucket's own errors are explained."""
+    return str(error) if isinstance(error, OSError) else explain_outage(error)
+
+
 def explain_outage(error: Exception) -> str:
     """What a bucket has said, in a line, and what to do about it."""
     said = _first_line(error)
@@ -368,7 +405,7 @@ def open_objects(root: Path | str) -> Objects:
 def check_first_writer_wins(objects: Objects) -> None:
     """Refuse a place that ignores the condition of a conditional write: two workers would both
     believe to have won, and one's rows would describe the other's maps."""
-    key = f"stage/probe-{uuid.uuid4().hex[:12]}"
+    key = f"stage/{PROBE}{uuid.uuid4().hex[:12]}"
     won = [objects.put_new(key, token) for token in (b"first", b"second")]
     objects.delete(key)
     if won != [True, False]:

@@ -9,10 +9,10 @@ replaces the fragment as the last thing it publishes.
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,10 +30,12 @@ from schemas.shard import Task
 from workers import encoding
 from workers.errors import UserError
 from workers.lease import check_fence
-from workers.objects import Objects, check_first_writer_wins, open_objects
+from workers.objects import PROBE, Objects, check_first_writer_wins, open_objects
 
 DECIDING = {"explain": "maps", "evaluate": "metrics"}
 """The table whose fragment decides that a task of a stage is done."""
+MARK = "commit-"
+"""So begin the names below ``stage/`` by which a retry decides."""
 Record = TypeVar("Record", bound=Frozen)
 
 
@@ -103,7 +105,7 @@ class Store:
         """Claim the place for this run, or check that it is this run's already."""
         if self.exists:
             self._refuse_other(record)
-        elif any(name.split("/")[0] != "submitted" for name in self._anything()):
+        elif self._taken():
             raise UserError(
                 f"{self.root} is not empty and is not a run: choose another --out, or empty it."
             )
@@ -113,11 +115,10 @@ class Store:
             self._refuse_other(record)
         self._make_group("")
 
-    def _anything(self) -> Iterable[str]:
-        path = Path(self.root)
-        if "://" in self.root:
-            return self.objects.sizes("")
-        return [child.name for child in path.iterdir()] if path.exists() else []
+    def _taken(self) -> bool:
+        """Whether more lies here than a submitted job's plan, or a creation that was cut off."""
+        probes = all(name.startswith(PROBE) for name in self.objects.children("stage"))
+        return bool({*self.objects.children("")} - {"submitted", "stage"}) or not probes
 
     def _refuse_other(self, record: RunRecord) -> None:
         stored = self.record()
@@ -135,7 +136,9 @@ class Store:
             )
 
     def grow(self, part: Part) -> None:
-        """Add examples, in shards of their own after the run's last."""
+        """Add examples, in shards of their own after the run's last; places for them first."""
+        for definition in self.definitions(["image"]).values():
+            self._create_arrays(definition, part.shards)
         self._write_once(f"parts/part-{len(self.parts()):04d}.json", _pretty(part))
 
     def define(self, definitions: Iterable[Definition]) -> None:
@@ -187,9 +190,9 @@ class Store:
         found = [self._load(f"fidelity/{name}", Fidelity) for name in names]
         return {fidelity.label: fidelity for fidelity in found}
 
-    def _create_arrays(self, definition: Definition) -> None:
+    def _create_arrays(self, definition: Definition, more: int = 0) -> None:
         """Array metadata, written by the driver alone and before any worker starts."""
-        record, shards = self.record(), self.shards
+        record, shards = self.record(), self.shards + more
         for spec in definition.arrays:
             path = f"{definition.label}/{spec.name}"
             key = f"maps.zarr/{path}/zarr.json"
@@ -230,16 +233,20 @@ class Store:
     def committed(self, stage: str) -> dict[int, set[str]]:
         """Shard -> labels done, read off the names of the deciding fragments."""
         table = DECIDING[stage]
+        return self._labels_of(table, self.covered(table))
+
+    def _labels_of(self, table: str, names: Iterable[str]) -> dict[int, set[str]]:
         done: dict[int, set[str]] = {}
-        for name in self.covered(table):
+        for name in names:
             shard, round_name = fragment_key(name)
             done.setdefault(shard, set()).update(self.labels(round_name, table, name))
         return done
 
     def covered(self, table: str) -> set[str]:
         """Names of all fragments of a table, loose or compacted."""
+        loose = self.fragments(table)  # before the manifest, which is written before they go
         manifest = self.manifest(table)
-        return {*self.fragments(table), *(manifest.covers if manifest else ())}
+        return {*loose, *(manifest.covers if manifest else ())}
 
     def labels(self, round_name: str, table: str, name: str | None = None) -> tuple[str, ...]:
         """The labels of a round, from a fragment's metadata or the manifest; read once."""
@@ -284,25 +291,51 @@ class Store:
 
     def overridden(self, table: str) -> set[str]:
         """Compacted fragments that a later loose one replaces."""
-        manifest = self.manifest(table)
-        if manifest is None:
-            return set()
-        twice = manifest.covers.keys() & set(self.fragments(table))
-        return {n for n in twice if self.attempt_of(table, n) != manifest.covers[n]}
+        return self._overridden(table, self.fragments(table), self.manifest(table))
 
-    def dataset(self, table: str) -> ds.Dataset:
-        """All committed rows of a table, each once, also while it is being compacted."""
-        manifest = self.manifest(table)
+    def _overridden(self, table: str, loose: Iterable[str], manifest: Manifest | None) -> set[str]:
         covers = manifest.covers if manifest else {}
-        replaced = self.overridden(table)
-        loose = [n for n in self.fragments(table) if n not in covers or n in replaced]
+        twice = covers.keys() & set(loose)
+        return {n for n in twice if self.attempt_of(table, n) != covers[n]}
+
+    def settled(self, table: str) -> list[str]:
+        """Names of the loose fragments of attempts that are published in full.
+
+        The fragment that decides comes before the maps it tells of; one whose publishing is going
+        on, or was cut off, is left out until a driver has finished it.
+        """
+        names = self.fragments(table)
+        hidden = self._unsettled()  # listed later: what has left the stage by then is in place
+        return [name for name in names if fragment_key(name) not in hidden]
+
+    def settled_labels(self, stage: str) -> dict[int, set[str]]:
+        """``committed``, of attempts that are published in full."""
+        table = DECIDING[stage]
+        names = self.covered(table)
+        hidden = self._unsettled()
+        return self._labels_of(table, (n for n in names if fragment_key(n) not in hidden))
+
+    def dataset(self, table: str, loose: Sequence[str] | None = None) -> ds.Dataset:
+        """All published rows of a table, each once, also while it is being compacted.
+
+        ``loose`` are the loose fragments to read, those that are settled unless they are given.
+        """
+        names = self.fragments(table) if loose is None else loose
+        hidden = self._unsettled()
+        manifest = self.manifest(table)  # after the names, as in ``covered``
+        covers = manifest.covers if manifest else {}
+        replaced = self._overridden(table, names, manifest)
+        fresh = [n for n in names if n not in covers or n in replaced]
+        if loose is None:
+            fresh = [n for n in fresh if fragment_key(n) not in hidden]
         if table == "failures" and self.objects.exists("failures/dataset.parquet"):
-            loose.append("dataset.parquet")
-        whole = self._open(table, [*loose, *(manifest.files if manifest else ())])
-        if not replaced:
-            return whole
-        kept = self._open(table, manifest.files if manifest else ()).filter(~_among(replaced))
-        return ds.dataset([kept.to_table(), self._open(table, loose).to_table()])
+            fresh.append("dataset.parquet")
+        files = manifest.files if manifest else ()
+        left_out = {fragment_key(n) for n in covers if n in replaced or fragment_key(n) in hidden}
+        if not left_out:
+            return self._open(table, [*fresh, *files])
+        kept = self._open(table, files).filter(~_among(left_out))
+        return ds.dataset([kept.to_table(), self._open(table, fresh).to_table()])
 
     def _open(self, table: str, names: Sequence[str]) -> ds.Dataset:
         schema = arrow_schema(table)
@@ -311,6 +344,18 @@ class Store:
         paths = [f"{table}/{name}" for name in names]
         files = self.objects.arrow()
         return ds.dataset(paths, schema=schema, format="parquet", filesystem=files)
+
+    def brings_examples(self, task: Task) -> bool:
+        """Whether a commit brings the example rows: a shard's first one does, and a retry."""
+        number = task.shard.number
+        loose = self.objects.starting("examples", f"part-{number:07d}-")
+        return task.retry is not None or not (loose or number in self._compacted_examples)
+
+    @cached_property
+    def _compacted_examples(self) -> set[int]:
+        """Shards whose example rows are compacted; nothing is compacted beside a worker."""
+        manifest = self.manifest("examples")
+        return {fragment_key(name)[0] for name in manifest.covers} if manifest else set()
 
     def read_shard(self, table: str, shard: int) -> pa.Table:
         """All committed rows of one shard."""
@@ -349,31 +394,63 @@ class Store:
         """
         redone = 0
         for staged in self.staged():
-            stage, shard, round_name, attempt = staged.replace(".", "-").split("-")
-            name = f"part-{shard}-{round_name}.parquet"
-            winner = self.attempt_of(DECIDING[stage], name)
-            marks = self._marks(f"{stage}-{shard}-{round_name}")
+            task, attempt = _staged_by(staged)
+            winner, marks = self._winner(task), self._marks(task.name)
             if attempt == winner or attempt in marks.values():
                 self.publish(staged, [mark for mark, own in marks.items() if own == attempt])
                 redone += 1
             elif winner is not None and not marks:
                 self.objects.delete_folder(f"stage/{staged}")
+        self._forget_marks()
         return redone
+
+    def _winner(self, task: "StagedTask") -> str | None:
+        return self.attempt_of(DECIDING[task.stage], task.fragment)
+
+    def _unsettled(self) -> set[tuple[int, str]]:
+        """Shards and rounds that an attempt has decided and not yet published in full."""
+        staged = [_staged_by(name) for name in self.staged()]
+        tables = {DECIDING[task.stage] for task, _ in staged}
+        decided = {name for table in tables for name in self.covered(table)}
+        retries = [r for r in self._decided_retries().values() if r[1] != self._winner(r[0])]
+        known = [(task, attempt) for task, attempt in staged if task.fragment in decided]
+        publishing = [(task, attempt) for task, attempt in known if attempt == self._winner(task)]
+        return {task.key for task, _ in [*publishing, *retries]}
+
+    def _decided_retries(self) -> dict[str, tuple["StagedTask", str]]:
+        """Key of every mark -> its task, and the retry that it has decided for."""
+        found = {}
+        for name in self.objects.starting("stage", MARK):
+            with suppress(FileNotFoundError):  # its retry is published by now
+                attempt = self.objects.read(f"stage/{name}").decode()
+                found[f"stage/{name}"] = (_staged_by(name.removeprefix(MARK))[0], attempt)
+        return found
+
+    def _forget_marks(self) -> None:
+        """Of retries whose rows are in place: they were published up to their mark."""
+        for key, (task, attempt) in self._decided_retries().items():
+            if attempt == self._winner(task):
+                self.objects.delete(key)
 
     def staged(self) -> list[str]:
         """Names of the attempts that have something staged."""
-        keys = self.objects.sizes("stage")
-        folders = {key.split("/")[1] for key in keys if key.count("/") > 1}
-        return sorted(name for name in folders if "." in name)
+        names = self.objects.children("stage")
+        return [n for n in names if "." in n and not n.startswith(MARK)]
 
-    def drop_staged(self) -> None:
-        """Delete what attempts have staged that can no longer commit: no driver is at work."""
+    def drop_staged(self, since: float) -> None:
+        """Delete what attempts have staged that can no longer commit, and what was being written
+        when this driver began: no other is at work."""
+        unsettled = self._unsettled()
         for staged in self.staged():
-            self.objects.delete_folder(f"stage/{staged}")
+            if _staged_by(staged)[0].key not in unsettled:
+                self.objects.delete_folder(f"stage/{staged}")
+        for probe in self.objects.starting("stage", PROBE):
+            self.objects.delete(f"stage/{probe}")
+        self.objects.delete_unfinished(since)
 
     def _marks(self, task: str) -> dict[str, str]:
         """Keys of the marks that retries of a task have decided by, with the winning attempts."""
-        keys = [f"stage/{name}" for name in self.objects.starting("stage", f"commit-{task}.")]
+        keys = [f"stage/{name}" for name in self.objects.starting("stage", f"{MARK}{task}.")]
         return {key: self.objects.read(key).decode() for key in keys}
 
     def publish(self, staged: str, marks: Sequence[str] = ()) -> None:
@@ -383,7 +460,8 @@ class Store:
         """
         keys = sorted(self.objects.sizes(f"stage/{staged}"), key=_arrays_first)
         for key in keys:
-            self.objects.move(key, key.removeprefix(f"stage/{staged}/"))
+            with suppress(FileNotFoundError):  # its own worker, or another driver, is at it too
+                self.objects.move(key, key.removeprefix(f"stage/{staged}/"))
         self.objects.delete_folder(f"stage/{staged}")
         for mark in marks:
             self.objects.delete(mark)
@@ -406,6 +484,32 @@ class Store:
     def evaluated(self, shard: int) -> None:
         """The shard's metrics are those of its maps again."""
         self.objects.delete(f"stale/{shard:07d}")
+
+
+class StagedTask(NamedTuple):
+    """What a name below ``stage/`` tells."""
+
+    stage: str
+    shard: str
+    round_name: str
+
+    @property
+    def name(self) -> str:
+        return "-".join(self)
+
+    @property
+    def fragment(self) -> str:
+        return f"part-{self.shard}-{self.round_name}.parquet"
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return int(self.shard), self.round_name
+
+
+def _staged_by(name: str) -> tuple[StagedTask, str]:
+    """``<stage>-<shard>-<round>.<attempt>`` -> the task and the attempt."""
+    task, attempt = name.split(".")
+    return StagedTask(*task.split("-")), attempt
 
 
 class Attempt:
@@ -453,7 +557,7 @@ class Attempt:
         self._stage(f"{deciding}/{self.fragment}", self._parquet(deciding, rows))
         if self.stage == "explain":
             self.store.mark_stale(self.task.shard.number)
-        mark = f"stage/commit-{self.of}.{self.store.attempt_of(deciding, self.fragment)}"
+        mark = f"stage/{MARK}{self.of}.{self.store.attempt_of(deciding, self.fragment)}"
         if not self.objects.put_new(mark, self.name.encode()):
             self.objects.delete_folder(f"stage/{self.folder}")
             return False
@@ -478,11 +582,10 @@ def fragment_key(name: str) -> tuple[int, str]:
     return int(shard), round_name
 
 
-def _among(names: Iterable[str]) -> ds.Expression:
-    """Rows of these fragments."""
+def _among(fragments: Iterable[tuple[int, str]]) -> ds.Expression:
+    """Rows of these shards and rounds."""
     expression = ds.scalar(False)
-    for name in names:
-        shard, round_name = fragment_key(name)
+    for shard, round_name in fragments:
         expression |= (ds.field("shard") == shard) & (ds.field("round") == round_name)
     return expression
 
