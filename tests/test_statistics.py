@@ -16,7 +16,7 @@ from pipeline.studies.statistics.groups import hedges_g, t_test
 from pipeline.studies.statistics.pairs import paired, sign_flips, sign_test
 from pipeline.studies.statistics.permutation import Permutations
 from pipeline.studies.statistics.proportions import mcnemar_test, proportion
-from pipeline.studies.summary import Bootstrap
+from pipeline.studies.summary import Bootstrap, effective_clusters
 from tests.reference import statistics as reference
 
 QUICK = Bootstrap(resamples=200)
@@ -401,7 +401,7 @@ def test_bootstrap_interval_covers_at_its_level(images, draw):
 def test_bootstrap_interval_of_ten_images_covers_where_plain_percentiles_do_not():
     rng = np.random.default_rng(0)
     values, clusters = worlds(rng, rng.integers(1, 7, 10), DRAWS["normal"])
-    means, _ = Bootstrap(resamples=1000).means(values, clusters)
+    means = Bootstrap(resamples=1000).resampled(values, clusters)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     assert ((low <= 0) & (high >= 0)).mean() < 0.91
     low, high = Bootstrap(resamples=1000).intervals(values, clusters)
@@ -432,7 +432,7 @@ def test_bootstrap_bounds_equal_the_replica():
     values = np.random.default_rng(7).normal(size=(45, 3))
     values[:9, 1] = np.nan
     clusters = np.arange(45) // 3
-    means, effective = QUICK.means(values, clusters)
+    means, effective = QUICK.resampled(values, clusters), effective_clusters(values, clusters)
     assert effective == pytest.approx([15, 12, 15])
     for k, bounds in enumerate(QUICK.intervals(values, clusters).T):
         expected = reference.expanded_bounds(means[:, k].tolist(), effective[k])

@@ -35,13 +35,18 @@ class Bootstrap(Frozen):
         NaN values are left out. All columns see the same resamples; one in which a column has no
         value is left out for it, and a column with values in fewer than two clusters has no bounds.
         """
-        return self.bounds(*self.means(values, clusters))
+        return self.bounds(self.resampled(values, clusters), effective_clusters(values, clusters))
 
-    def means(self, values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Means ``(resample, k)`` of each resample, and the ``effective (k,)`` clusters."""
+    def resampled(self, values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+        """Column means of every resample ``(resample, k)``, for statistics of several means.
+
+        NaN where a resample has no value of a column, and throughout a column with values in fewer
+        than two clusters.
+        """
         totals = Totals.of(values, *_codes(clusters))
-        draws = [totals.means(weights) for weights in self._weights(totals.clusters)]
-        return np.concatenate(draws), totals.effective
+        means = np.concatenate([totals.means(w) for w in self._weights(totals.clusters)])
+        means[:, totals.effective <= 1] = np.nan
+        return means
 
     def differences(
         self, values: np.ndarray, first: np.ndarray, clusters: np.ndarray
@@ -54,14 +59,21 @@ class Bootstrap(Frozen):
         draws = [one.means(w) - two.means(w) for w in self._weights(count)]
         return self.bounds(np.concatenate(draws), np.minimum(one.effective, two.effective))
 
-    def bounds(self, draws: np.ndarray, effective: np.ndarray) -> np.ndarray:
-        """Bounds ``(2, k)`` from ``draws (resample, k)``; none below two ``effective (k,)``
-        clusters."""
-        enough = effective > 1
-        bounds = np.full((2, draws.shape[1]), np.nan)
-        tail = self._tail(effective[enough])
-        ordered = np.sort(draws[:, enough], axis=0)
-        bounds[:, enough] = _quantile(ordered, tail), _quantile(ordered, 1 - tail)
+    def bounds(self, statistics: np.ndarray, effective: np.ndarray | None = None) -> np.ndarray:
+        """Bounds ``(2, k)`` of statistics ``(resample, k)``; NaN for all-NaN columns.
+
+        ``effective (k,)``: clusters behind each; fewer than two give no bounds. Without it the
+        percentiles are not widened.
+        """
+        known = ~np.isnan(statistics).all(axis=0)
+        tail = np.full(len(known), (1 - self.level) / 2)
+        if effective is not None:
+            known &= effective > 1
+            tail[known] = self._tail(effective[known])
+        ordered = np.sort(statistics[:, known], axis=0)
+        bounds = np.full((2, len(known)), np.nan)
+        tail = tail[known]
+        bounds[:, known] = _quantile(ordered, tail), _quantile(ordered, 1 - tail)
         return bounds
 
     def _tail(self, effective: np.ndarray) -> np.ndarray:
@@ -120,6 +132,11 @@ class Totals:
         """Column means ``(resample, k)``, NaN where a resample has none of a column's values."""
         n = (weights @ self.counts)[:, self.pattern]
         return np.divide(weights @ self.sums, n, out=np.full(n.shape, np.nan), where=n > 0)
+
+
+def effective_clusters(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+    """``(k,)``: how many equally large clusters weigh as much as those with a column's values."""
+    return Totals.of(values, *_codes(clusters)).effective
 
 
 def _codes(clusters: np.ndarray) -> tuple[np.ndarray, int]:

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from pipeline.studies.statistics.columns import Moments, as_columns, explained, reasons, too_few
-from pipeline.studies.summary import Bootstrap
+from pipeline.studies.summary import Bootstrap, effective_clusters
 
 _NEARLY_CONSTANT = 1e-13
 """Spread, relative to the mean, below which rounding errors are what would be correlated."""
@@ -45,12 +45,12 @@ def clustered_intervals(
         values - np.nan_to_num(Moments.of(values).mean),
     )
     parts = np.concatenate([x, values, x * x, values * values, x * values], axis=1)
-    means, effective = bootstrap.means(parts, clusters)
+    means = bootstrap.resampled(parts, clusters)
     mx, my, mxx, myy, mxy = (means[:, i * k : (i + 1) * k] for i in range(5))
     with np.errstate(invalid="ignore", divide="ignore"):
         r = (mxy - mx * my) / np.sqrt((mxx - mx**2) * (myy - my**2))
     r[~np.isfinite(r)] = np.nan
-    return bootstrap.bounds(np.clip(r, -1, 1), effective[:k])
+    return bootstrap.bounds(np.clip(r, -1, 1), effective_clusters(values, clusters))
 
 
 def _both(x: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
