@@ -90,7 +90,10 @@ class Bootstrap(Frozen):
         block = max(1, _BLOCK // clusters)
         for start in range(0, self.resamples, block):
             size = min(block, self.resamples - start)
-            yield rng.multinomial(clusters, np.full(clusters, 1 / clusters), size).astype(float)
+            drawn = rng.integers(clusters, size=(size, clusters))
+            drawn += clusters * np.arange(size)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=size * clusters)
+            yield counts.reshape(size, clusters).astype(float)
 
 
 @dataclass(frozen=True)
