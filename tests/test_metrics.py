@@ -213,6 +213,22 @@ def test_tang_yuan_exact_k_gives_equal_areas():
     assert scores["ty_precision"].values[0] == pytest.approx(scores["ty_recall"].values[0])
 
 
+def test_tang_yuan_both_readings_stand_side_by_side():
+    """A map of ten pixels: its own region, and one padded to k; the same where nothing is tied."""
+    model, human = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))
+    model[5, 5:15] = human[5, 5:15] = 1
+    human[0, 0] = 0.5
+    scores = {n: s.values[0] for n, s in score(TangYuan(side=SIDE), model, human).items()}
+    k = round(0.1 * SIDE**2)
+    assert scores["ty_disc_intersection"] == 10
+    assert 10 <= scores["ty_disc_intersection_exact"] <= k
+    assert scores["ty_f1_exact"] == pytest.approx(scores["ty_disc_intersection_exact"] / k)
+
+    untied = score(TangYuan(side=SIDE), signed_map(1, (SIDE, SIDE)), signed_map(2, (SIDE, SIDE)))
+    for name in ("ty_disc_intersection", "ty_iou", "ty_f1", "ty_f1_nonempty"):
+        assert untied[f"{name}_exact"].values == pytest.approx(untied[name].values)
+
+
 def test_tang_yuan_empty_overlap_is_zero_f1_and_left_out_beside_it():
     model, human = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))
     model[0, 0] = human[9, 9] = 1

@@ -54,6 +54,8 @@ class Table:
     """Boolean column of rows that are no methods (baselines, published figures): drawn apart."""
     badged: bool = False
     """Methods (column ``method``) carry the badges that the studies give them."""
+    folded: bool = False
+    """A long table that few readers need: closed until it is opened."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class Prepared(Ranked):
     """bool ``(pixel,)``: the highest pixels."""
     area: int
     """How many pixels the region has."""
+    exact: np.ndarray
+    """bool ``(pixel,)``: the region of always k pixels."""
 
 
 class TangYuan(Metric):
@@ -38,7 +40,9 @@ class TangYuan(Metric):
     has sum 0 and cannot have total weight 1).
 
     On two binary regions Dice equals F1; the paper's columns differ, which fits an F1 that leaves
-    out empty overlaps: ``ty_f1`` counts those as 0, ``ty_f1_nonempty`` leaves them out.
+    out empty overlaps: ``ty_f1`` counts those as 0, ``ty_f1_nonempty`` leaves them out. The names
+    that end in ``_exact`` are of regions of always k pixels, whatever ``ties`` says; there
+    precision, recall, F1 and Dice are one number, ``ty_f1_exact``.
     All are ``degenerate_model`` or ``degenerate_human`` where a map is constant.
     """
 
@@ -52,6 +56,10 @@ class TangYuan(Metric):
         "ty_f1",
         "ty_dice",
         "ty_f1_nonempty",
+        "ty_disc_intersection_exact",
+        "ty_iou_exact",
+        "ty_f1_exact",
+        "ty_f1_nonempty_exact",
     )
     side: int = Field(default=448, ge=2)
     """Pixels along each axis."""
@@ -67,11 +75,14 @@ class TangYuan(Metric):
 
     def prepare(self, maps: Sequence[np.ndarray]) -> list[Prepared]:
         values = magnitudes(maps, self.side)
-        regions = [self.region(row) for row in values]
-        return [
-            Prepared(r.ranks, r.constant, self.weights(row), region, int(np.count_nonzero(region)))
-            for r, row, region in zip(rank(values), values, regions, strict=True)
-        ]
+        prepared = []
+        for ranked, row in zip(rank(values), values, strict=True):
+            region, exact = self.regions(row)
+            area = int(np.count_nonzero(region))
+            prepared.append(
+                Prepared(ranked.ranks, ranked.constant, self.weights(row), region, area, exact)
+            )
+        return prepared
 
     def weights(self, values: np.ndarray) -> np.ndarray:
         """``(pixel,)`` scaled to range 0..1, then to sum 1."""
@@ -79,15 +90,18 @@ class TangYuan(Metric):
         shifted /= shifted.max() + self.epsilon
         return shifted / (shifted.sum() + self.epsilon)
 
-    def region(self, values: np.ndarray) -> np.ndarray:
-        """The k highest of ``(pixel,)`` as a bool mask, ties by the field's rule."""
-        k = max(1, round(self.top * values.size))
+    def regions(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The k highest of ``(pixel,)`` as bool masks: ties by the field's rule, and exactly k."""
+        k = self.pixels(values.size)
         edge = np.partition(values, -k)[-k]
-        chosen = values > edge
-        if self.ties == "exact_k" or edge > values.min():
-            tied = np.flatnonzero(values == edge)
-            chosen[tied[: k - np.count_nonzero(chosen)]] = True
-        return chosen
+        above = values > edge
+        exact = above.copy()
+        exact[np.flatnonzero(values == edge)[: k - np.count_nonzero(above)]] = True
+        return exact if self.ties == "exact_k" or edge > values.min() else above, exact
+
+    def pixels(self, size: int) -> int:
+        """k of a map of ``size`` pixels."""
+        return max(1, round(self.top * size))
 
     def score(self, model: Sequence[Prepared], human: Sequence[Prepared]) -> dict[str, Scores]:
         compared: list[tuple[Prepared, Prepared]] = pairs(model, human)
@@ -102,7 +116,19 @@ class TangYuan(Metric):
         faults = degenerate(compared)
         scores = {name: Scores.where(value, faults) for name, value in values.items()}
         nonempty = Scores.where(values["ty_f1"], {**faults, EMPTY_OVERLAP: shared == 0})
-        return {**scores, "ty_f1_nonempty": nonempty}
+        return {**scores, "ty_f1_nonempty": nonempty, **self.exact(compared, faults)}
+
+    def exact(
+        self, compared: Sequence[tuple[Prepared, Prepared]], faults: dict[str, np.ndarray]
+    ) -> dict[str, Scores]:
+        """The discretised metrics on regions of always k pixels."""
+        shared = np.array([np.count_nonzero(m.exact & h.exact) for m, h in compared])
+        areas = np.full(len(shared), self.pixels(self.side**2))
+        values = self.overlaps(shared, areas, areas)
+        names = ("ty_disc_intersection", "ty_iou", "ty_f1")
+        scores = {f"{name}_exact": Scores.where(values[name], faults) for name in names}
+        nonempty = Scores.where(values["ty_f1"], {**faults, EMPTY_OVERLAP: shared == 0})
+        return {**scores, "ty_f1_nonempty_exact": nonempty}
 
     def overlaps(
         self, shared: np.ndarray, model: np.ndarray, human: np.ndarray
@@ -122,5 +148,5 @@ class TangYuan(Metric):
     def conventions(self) -> str:
         return (
             f"abs; area down, bilinear up to {self.side}x{self.side}; average ranks; "
-            f"top {self.top:g}, ties {self.ties}; epsilon {self.epsilon:g}"
+            f"top {self.top:g}, ties {self.ties} (exact_k in *_exact); epsilon {self.epsilon:g}"
         )
