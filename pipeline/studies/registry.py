@@ -3,5 +3,8 @@
 from collections.abc import Callable
 
 from pipeline.studies.base import Evidence, Study
+from pipeline.studies.goyal2016.study import study as goyal2016
 
-STUDIES: dict[str, Callable[[Evidence], Study]] = {}
+STUDIES: dict[str, Callable[[Evidence], Study]] = {
+    "goyal2016": goyal2016,
+}

@@ -22,8 +22,9 @@ def stacks(
     """
     if not len(rows):
         return
-    path = rows["array"].iloc[0]
-    stored: Any = run.store.arrays()[path if array is None else f"{path.split('/')[0]}/{array}"]
+    primary = rows["array"].iloc[0]
+    path = primary if array is None else f"{rows['method'].iloc[0]}/{array}"
+    stored: Any = run.store.arrays()[path]
     per_target = "target" in (stored.metadata.dimension_names or ())
     rows = rows.sort_values(["ordinal", "target_index"], kind="stable")
     size = max(1, BLOCK // (stored.dtype.itemsize * int(np.prod(stored.shape[1:]))))
@@ -32,7 +33,7 @@ def stacks(
         values = _places(stored, part["ordinal"].to_numpy())
         if per_target:
             values = values[np.arange(len(part)), part["target_index"].to_numpy()]
-        yield part, _scaled(values, part["scale"].to_numpy() if array is None else None)
+        yield part, _scaled(values, part["scale"].to_numpy() if path == primary else None)
 
 
 def _places(stored: Any, ordinals: np.ndarray) -> np.ndarray:
