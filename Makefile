@@ -4,7 +4,7 @@ PY := .venv/bin/python
 RUN := $(PY) run_pipeline.py
 TORCH_THREADS := OMP_NUM_THREADS=2
 
-.PHONY: demo test lint bench easy-vqa demo-model easy-vqa-model clean
+.PHONY: demo test lint bench easy-vqa tables demo-model easy-vqa-model clean
 
 demo: .venv/.installed  ## the whole workflow on the embedded world
 	@$(RUN) demo --out runs/demo
@@ -32,6 +32,10 @@ bench: .venv/.installed-dev  ## ours beside Captum; prints ratios, about an hour
 easy-vqa: .venv/.installed  ## the same job on real easy-VQA; --set dataset.root=... elsewhere
 	$(RUN) run recipes/easy_vqa.yaml --out runs/easy_vqa
 	$(RUN) evaluate runs/easy_vqa
+
+tables: demo easy-vqa  ## the README's tables of methods, from these two runs
+	$(PY) -m pipeline.report.readme runs/demo --block demo
+	$(PY) -m pipeline.report.readme runs/easy_vqa --block easy_vqa
 
 demo-model: .venv/.installed  ## train the embedded model again (under an hour on 2 cores)
 	$(TORCH_THREADS) $(PY) -m workers.train demo

@@ -67,3 +67,13 @@ def magnitudes(maps: Sequence[np.ndarray], side: int) -> np.ndarray:
             )
         grid[i] = resize(np.abs(values), side).ravel()
     return grid
+
+
+def magnitude_stack(maps: np.ndarray, side: int) -> np.ndarray:
+    """Finite signed maps ``(n, h, w)`` of one size -> ``|map|`` at another, float32
+    ``(n, side * side)``; ``magnitudes`` of many maps at once."""
+    values = np.abs(maps)
+    if maps.shape[1:] != (side, side):
+        rows, columns = (axis_weights(size, side).toarray() for size in maps.shape[1:])
+        values = rows @ values.astype(np.float64) @ columns.T
+    return np.ascontiguousarray(values, np.float32).reshape(len(maps), side * side)
