@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -64,8 +65,8 @@ class Gallery:
     thumbs: list[Thumb] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     blobs: list[str] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    """``data:`` addresses; empty where there is no picture."""
+    images: list[Entry] = field(default_factory=list)
+    """``source`` is a ``data:`` address, empty where there is no picture; ``width``, ``height``."""
     notes: list[str] = field(default_factory=list)
     """What is not shown, and why."""
 
@@ -78,7 +79,7 @@ class Gallery:
     def weight(self) -> int:
         """About what it adds to a page, in bytes."""
         texts = sum(len(repr(entry)) for entry in self.entries) + 800 * len(self.thumbs)
-        return texts + sum(map(len, self.blobs)) + sum(map(len, self.images))
+        return texts + sum(map(len, self.blobs)) + sum(len(i["source"]) for i in self.images)
 
 
 def gallery(evidence: Evidence, named: Sequence[int], count: int, room: float) -> Gallery:
@@ -129,8 +130,8 @@ class Packer:
     """Reads examples of a run and packs them."""
 
     evidence: Evidence
-    pictures: dict[int, str] = field(default_factory=dict)
-    """Image -> address; a picture is made once."""
+    pictures: dict[int, Entry] = field(default_factory=dict)
+    """By image; each is made once."""
 
     @cached_property
     def humans(self) -> Humans:
@@ -166,7 +167,12 @@ class Packer:
         definitions = self.evidence.run.definitions
         labels = [label for label in self.evidence.config.methods if label in definitions]
         labels = [*sorted(labels, key=lambda label: label in BASELINES), HUMAN]
-        lowest = examples.maps.groupby("method", observed=True)["minimum"].min()
+        lowest = {
+            **_lowest(examples.maps["minimum"], examples.maps),
+            **_lowest(
+                examples.words["importances"].map(np.min, na_action="ignore"), examples.words
+            ),
+        }
         rows = pd.concat(
             [t[["method", "score"]].astype("str") for t in (examples.maps, examples.words)]
         )
@@ -213,7 +219,7 @@ class Packer:
         entry["words"] = [_words(record, names) for record in example.words]
         return entry, packed
 
-    def _picture(self, row: ExampleRow, made: Gallery) -> str:
+    def _picture(self, row: ExampleRow, made: Gallery) -> Entry:
         if row.image_id not in self.pictures:
             try:
                 self.pictures[row.image_id] = picture(row, self.evidence)
@@ -221,7 +227,7 @@ class Packer:
                 note = f"Pictures that cannot be read are not shown, for instance: {error}"
                 if not any("cannot be read" in text for text in made.notes):
                     made.notes.append(note)
-                return ""
+                return {"source": "", "width": IMAGE, "height": IMAGE}
         return self.pictures[row.image_id]
 
     def _thumb(self, row: ExampleRow, index: int, image: int) -> Thumb:
@@ -240,13 +246,14 @@ class Packer:
         )
 
 
-def picture(row: ExampleRow, evidence: Evidence) -> str:
-    """What the model saw, small, as a ``data:`` address."""
+def picture(row: ExampleRow, evidence: Evidence) -> Entry:
+    """What the model saw, small."""
     image = Image.fromarray(seen(row.image, frame_of(row), evidence.config.limits))
     image.thumbnail((IMAGE, IMAGE), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     image.save(sink, "WEBP", quality=QUALITY, method=4)
-    return data_address(sink.getvalue(), "image/webp")
+    source = data_address(sink.getvalue(), "image/webp")
+    return {"source": source, "width": image.width, "height": image.height}
 
 
 def _answers(row: ExampleRow) -> Entry:
@@ -263,6 +270,11 @@ def _answers(row: ExampleRow) -> Entry:
         "answers": _counted(row.answers),
         "maps": [],
     }
+
+
+def _lowest(values: pd.Series, rows: pd.DataFrame) -> dict[str, float]:
+    """The smallest value of each method."""
+    return values.astype(float).groupby(rows["method"].astype("str")).min().to_dict()
 
 
 def _places(methods: Sequence[Entry]) -> dict[str, int]:
