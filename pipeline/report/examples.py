@@ -13,10 +13,10 @@ from pipeline.dataset import Run
 from schemas.rows import ExampleRow
 
 MAP_COLUMNS = [
-    *("question_id", "method", "target", "array", "ordinal", "target_index", "score"),
+    *("question_id", "method", "target", "array", "ordinal", "target_index"),
     *("status", "reason", "minimum", "maximum", "scale", "shard"),
 ]
-WORD_COLUMNS = ["question_id", "method", "target", "importances", "status", "reason", "score"]
+WORD_COLUMNS = ["question_id", "method", "target", "importances", "status", "reason"]
 Record = Mapping[Hashable, Any]
 
 

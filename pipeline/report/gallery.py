@@ -20,6 +20,7 @@ from pipeline.studies.agreement import BASELINES
 from pipeline.studies.base import Evidence
 from pipeline.studies.overview import MAIN
 from schemas.rows import ExampleRow
+from schemas.run import Definition
 from workers.errors import BadExample
 from workers.evaluate import frame_of
 
@@ -31,6 +32,8 @@ PROBED = 24
 MARGIN = 0.95
 """Of the room that the estimate may take."""
 HUMAN = "human"
+UNITLESS = {*BASELINES, "attention"}
+"""Methods whose values are weights, of no score."""
 Entry = dict[str, Any]
 """Something as the page's script reads it."""
 
@@ -173,17 +176,13 @@ class Packer:
                 examples.words["importances"].map(np.min, na_action="ignore"), examples.words
             ),
         }
-        rows = pd.concat(
-            [t[["method", "score"]].astype("str") for t in (examples.maps, examples.words)]
-        )
-        score = rows.drop_duplicates("method").set_index("method")["score"]
         methods = [
             {
                 "name": label,
                 "words": label in definitions and definitions[label].kind == "words",
                 "signed": bool(lowest.get(label, 0.0) < 0),
                 "baseline": label in BASELINES,
-                "score": str(score.get(label, "")),
+                "unit": _unit(definitions.get(label)),
             }
             for label in labels
         ]
@@ -270,6 +269,13 @@ def _answers(row: ExampleRow) -> Entry:
         "answers": _counted(row.answers),
         "maps": [],
     }
+
+
+def _unit(definition: Definition | None) -> str:
+    """Of which score a method's values are drops or gradients; some are of none."""
+    if definition is None or definition.name in UNITLESS:
+        return ""
+    return str(definition.parameters.get("score", ""))
 
 
 def _lowest(values: pd.Series, rows: pd.DataFrame) -> dict[str, float]:

@@ -114,12 +114,14 @@ def _cells(
     values = pd.to_numeric(values).astype(float).to_numpy()
     low, high = (_bound(frame, name) for name in (column.low, column.high))
     reasons = frame[column.reason].tolist() if column.reason else [None] * len(frame)
-    scale = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
+    largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
     marks = _marks(values, low, high)
     cells = zip(values, low, high, reasons, marks, strict=True)
     return [
-        _missing(reason, notes) if math.isnan(v) else _number(v, low, high, column, scale, mark)
-        for v, low, high, reason, mark in cells
+        _missing(reason, notes)
+        if math.isnan(value)
+        else _number((value, low, high), column, _scale(value, largest), mark)
+        for value, low, high, reason, mark in cells
     ]
 
 
@@ -155,14 +157,20 @@ def _letter(index: int) -> str:
     return (_letter(high - 1) if high else "") + chr(ord("a") + low)
 
 
+def _scale(value: float, largest: float) -> float:
+    """What fixes a cell's decimals: its column, unless that mixes units, as large values betray."""
+    return largest if largest < 1000 else max(abs(value), 1.0)
+
+
 def _number(
-    value: float, low: float, high: float, column: Column, scale: float, mark: Mark | None
+    numbers: tuple[float, float, float], column: Column, scale: float, mark: Mark | None
 ) -> Cell:
+    value, low, high = numbers
     text = shown(value, column.kind, scale)
     interval = ""
     if math.isfinite(low) and math.isfinite(high):
         bounds = (shown(bound, column.kind, scale) for bound in (low, high))
-        interval = "[" + ", ".join(bound.removesuffix(" %") for bound in bounds) + "]"
+        interval = "[" + ", ".join(bound.removesuffix("%") for bound in bounds) + "]"
     return Cell(text, interval, order=repr(value), mark=mark)
 
 
@@ -173,17 +181,17 @@ def shown(value: float, kind: str, scale: float) -> str:
     if kind == "count":
         text = f"{value:,.0f}"
     elif kind == "percent":
-        text = f"{value:.1%}".replace("%", " %")
+        text = f"{value:.1%}"
     elif kind == "p_value":
         text = "< 0.001" if value < 0.001 else f"{value:.3f}"
     else:
         text = number(value, scale)
-    return ("0" + text[2:] if _is_zero(text) else text).replace("-", "−")
+    return (text[1:] if _is_zero(text) else text).replace("-", "−")
 
 
 def _is_zero(text: str) -> bool:
     """Whether a negative number has been rounded to nothing."""
-    return text.startswith("-0") and not text.strip("-0.% ")
+    return text.startswith("-0") and not text.strip("-0.%")
 
 
 def _marks(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[Mark | None]:

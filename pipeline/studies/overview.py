@@ -37,6 +37,7 @@ GROUPS = {
     "wrong_low": "wrong, unsure",
     "wrong_high": "wrong, sure",
 }
+SINGLE = ("correct", "wrong", "low", "high")
 NO_VALUE = "no map of this method could be compared: all are degenerate"
 SHOWN = 4
 
@@ -105,7 +106,7 @@ def _accuracy(table: pd.DataFrame) -> Table:
                 help="Questions without an accuracy: unlabelled or failed.",
             ),
         ),
-        caption="n counts questions. Brackets: 95 % percentile bootstrap intervals that resample "
+        caption="n counts questions. Brackets: 95% percentile bootstrap intervals that resample "
         "whole images.",
     )
 
@@ -203,7 +204,7 @@ def _side_by_side(table: pd.DataFrame, target: str, metrics: list[str]) -> Table
                 help="Questions whose map or human map has only equal values.",
             ),
         ),
-        caption="Means over questions, each question the mean over its annotators; brackets: 95 % "
+        caption="Means over questions, each question the mean over its annotators; brackets: 95% "
         "percentile bootstrap intervals that resample whole images. Baselines in italics; human: "
         "annotators against one another.",
         marked="baseline",
@@ -259,33 +260,38 @@ def _crossings(evidence: Evidence, target: str, metric: str) -> Table:
     values = evidence.values
     values = values[(values["metric"] == metric) & values["target"].isin([target, HUMAN_TARGET])]
     table = crossings_of(values, evidence.run.examples, evidence.confidence, evidence.bootstrap)
-    means = table.pivot(index="method", columns="group", values="mean")
     counts = table.groupby("group")["n_used"].max()
-    groups = [group for group in GROUPS if group in means]
-    frame = means[groups].sort_values(groups[0], ascending=False).reset_index()
+    groups = [group for group in GROUPS if group in counts]
+    names = {"mean": "", "ci_low": "_from", "ci_high": "_to"}
+    wide = table.pivot(index="method", columns="group", values=list(names))
+    wide.columns = pd.Index([f"{group}{names[name]}" for name, group in wide.columns])
+    frame = wide.sort_values(groups[0], ascending=False).reset_index()
+    for group in groups:
+        frame[f"{group}_reason"] = why_missing(frame[group], NO_VALUE)
     low, high = evidence.confidence.low, evidence.confidence.high
     return Table(
         name="crossings",
-        title=f"{metric.replace('_', ' ').capitalize()} by outcome and confidence".strip(),
-        frame=frame.assign(
-            baseline=frame["method"].isin(BASELINES),
-            reason=why_missing(frame[groups].max(axis=1, skipna=False), NO_VALUE),
-        ),
+        title=f"{_words(metric).capitalize()} by outcome and confidence",
+        frame=frame.assign(baseline=frame["method"].isin(BASELINES)),
         columns=(
             Column(name="method", header="method", kind="text"),
-            *(
-                Column(
-                    name=group,
-                    header=f"{GROUPS[group]} ({counts[group]:,})",
-                    reason="reason",
-                )
-                for group in groups
-            ),
+            *(_group_column(group, counts[group]) for group in groups if group in SINGLE),
         ),
-        caption=f"Means over the questions of a group, target: {_target(target)}; in brackets how "
-        f"many questions. Unsure: probability of the answer below {low:g}, sure: above {high:g}. "
-        "Intervals: the studies below, and the table of every metric.",
+        caption=f"Means over the questions of a group, target: {_target(target)}; in brackets "
+        f"after its name, how many. Unsure: probability of the answer below {low:g}, sure: above "
+        f"{high:g}. Brackets: 95% percentile bootstrap intervals that resample whole images. The "
+        "files have the groups of both together, such as wrong and sure.",
         marked="baseline",
+    )
+
+
+def _group_column(group: str, count: int) -> Column:
+    return Column(
+        name=group,
+        header=f"{GROUPS[group]} ({count:,})",
+        low=f"{group}_from",
+        high=f"{group}_to",
+        reason=f"{group}_reason",
     )
 
 
@@ -307,7 +313,7 @@ def _forest(table: pd.DataFrame, target: str, metric: str) -> Picture:
         title="Agreement with human attention, methods and baselines",
         figure=figure,
         data=rows[["method", "mean", "ci_low", "ci_high", "n_used", "n_degenerate", "baseline"]],
-        caption=f"Mean {metric.replace('_', ' ')} over questions and its 95 % interval (bootstrap "
+        caption=f"Mean {metric.replace('_', ' ')} over questions and its 95% interval (bootstrap "
         f"over images), target: {_target(target)}. Grey: baselines and, as the ceiling, the "
         "annotators against one another.",
     )

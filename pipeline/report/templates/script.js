@@ -66,7 +66,7 @@ addEventListener("scroll", hideTip, { passive: true, capture: true });
 
 let opened = [];
 addEventListener("beforeprint", () => {
-  opened = [...document.querySelectorAll("main details:not([open])")];
+  opened = [...document.querySelectorAll("main details:not([open], .recipe)")];
   for (const details of opened) details.open = true;
 });
 addEventListener("afterprint", () => {
@@ -100,14 +100,19 @@ function startGallery({ methods, metrics, examples, images, ramps }) {
   }
 
   function percent(value) {
-    return value === null ? "–" : `${(100 * value).toFixed(1)} %`;
+    return value === null ? "–" : `${(100 * value).toFixed(1)}%`;
   }
 
   function number(value) {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
-    const text = size !== 0 && size < 0.001 ? value.toExponential(1) : value.toPrecision(3);
+    if (size === 0) return "0";
+    const text = size < 0.001 ? value.toExponential(1) : value.toPrecision(3);
     return text.replaceAll("-", "−");
+  }
+
+  function decimals(value) {
+    return value.toFixed(2).replace(/^-(?=0\.00$)/, "").replace("-", "−");
   }
 
   // A map is a byte a place; all maps of an example lie one after the other, deflated.
@@ -139,7 +144,8 @@ function startGallery({ methods, metrics, examples, images, ramps }) {
       const [red, green, blue] = signed
         ? colour(ramps.signed, (strength + 1) / 2)
         : colour(ramps.unsigned, strength);
-      image.data.set([red, green, blue, 255 * (0.3 + 0.6 * Math.abs(strength))], 4 * i);
+      const opacity = signed ? 0.15 + 0.8 * Math.abs(strength) : 0.12 + 0.83 * strength;
+      image.data.set([red, green, blue, 255 * opacity], 4 * i);
     }
     context.putImageData(image, 0, 0);
   }
@@ -147,8 +153,9 @@ function startGallery({ methods, metrics, examples, images, ramps }) {
   // The magnitude at which a map's colour is full.
   function limits(maps) {
     const drawn = maps.filter((map) => map.width);
-    const unit = (map) => methods[map.method].score || methods[map.method].name;
-    const concentration = Math.max(...drawn.map((m) => (m.mean ? m.top / m.mean : 0)), 1);
+    const unit = (map) => methods[map.method].unit || methods[map.method].name;
+    const peaks = drawn.map((m) => (m.mean ? m.top / m.mean : 0)).sort((a, b) => a - b);
+    const concentration = Math.max(1, peaks[Math.floor(peaks.length / 2)] ?? 1);
     const largest = new Map();
     for (const map of drawn) {
       largest.set(unit(map), Math.max(largest.get(unit(map)) ?? 0, map.top));
@@ -159,9 +166,9 @@ function startGallery({ methods, metrics, examples, images, ramps }) {
       own: (map) => map.top,
     };
     const texts = {
-      shared: `Full colour: ${number(concentration)} times a map's own mean magnitude.`,
-      raw: `Full colour: ${[...largest].map(([u, v]) => `${u} ${number(v)}`).join(", ")}.`,
-      own: "Full colour: each map's largest magnitude.",
+      shared: `Full colour from ${number(concentration)} times a map's own mean magnitude (the median peak of these maps).`,
+      raw: `Full colour at ${[...largest].map(([u, v]) => `${u} ${number(v)}`).join(", ")}.`,
+      own: "Full colour at each map's largest magnitude.",
     };
     return { of, texts };
   }
@@ -182,13 +189,13 @@ function startGallery({ methods, metrics, examples, images, ramps }) {
 
   function caption(example, map, short) {
     const method = methods[map.method];
-    const name = make("span", { className: method.baseline ? "name baseline" : "name" }, map.of ? `human, ${map.of}` : method.name);
+    const name = make("span", { className: method.baseline ? "name baseline" : "name" }, map.of ? `human, ${map.of}` : method.name.replaceAll("_", " "));
     const lines = [name];
     const values = agreement(example, map);
     if (values.length) {
       const text = values.map(([metric, value]) => `${metric}: ${number(value)}`).join("; ");
-      const first = `${values[0][0].replaceAll("_", " ")} ${values[0][1].toFixed(2)}`;
-      lines.push(make("span", { className: "score", tabIndex: short ? -1 : 0, "data-tip": text }, first.replace("-", "−")));
+      const first = (short ? "" : `${values[0][0].replaceAll("_", " ")} `) + decimals(values[0][1]);
+      lines.push(make("span", { className: "score", tabIndex: short ? -1 : 0, "data-tip": text }, first));
     }
     if (short) return lines;
     for (const badge of method.badges) {
@@ -196,14 +203,15 @@ function startGallery({ methods, metrics, examples, images, ramps }) {
       lines.push(make("span", { className: `badge ${kind}`, tabIndex: 0, "data-tip": badge.why }, badge.word));
     }
     if (map.ends) {
-      const unit = method.score ? ` (${method.score})` : "";
+      const unit = method.unit ? ` (${method.unit})` : "";
       lines.push(make("span", { className: "muted" }, `${number(map.ends[0])} to ${number(map.ends[1])}${unit}`));
     }
     return lines;
   }
 
   function tile(example, map, data, limit, short) {
-    const stack = make("div", { className: "stack" }, picture(example, ""));
+    const kind = methods[map.method].signed ? "signed" : "unsigned";
+    const stack = make("div", { className: `stack ${kind}` }, picture(example, ""));
     if (map.width) {
       const canvas = make("canvas", { width: map.width, height: map.height });
       paint(canvas, map, data, limit);
@@ -243,11 +251,10 @@ function startGallery({ methods, metrics, examples, images, ramps }) {
     const most = Math.max(...words.values.map(Math.abs)) || 1;
     const spans = example.tokens.map((token, i) => {
       const value = words.values[i];
-      const [red, green, blue] = method.signed
-        ? colour(ramps.signed, (value / most + 1) / 2)
-        : colour(ramps.signed, 0.5 + Math.abs(value) / most / 2);
-      const strength = 0.65 * Math.abs(value / most);
-      const word = make("span", { className: "word", tabIndex: 0, "data-tip": `${token}: ${number(value)} (${method.score})` }, token);
+      // Neither end of the ramp: the text stays legible on it in both colour schemes.
+      const [red, green, blue] = colour(ramps.signed, value < 0 ? 0.2 : 0.8);
+      const strength = 0.55 * Math.abs(value / most);
+      const word = make("span", { className: "word", tabIndex: 0, "data-tip": `${token}: ${number(value)} (${method.unit})` }, token);
       word.style.backgroundColor = `rgb(${red} ${green} ${blue} / ${strength})`;
       return word;
     });
