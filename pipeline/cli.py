@@ -229,4 +229,5 @@ def _stop(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-import pipeline.cli_jobs  # noqa: E402,F401 - registers its commands, which use ``app``
+import pipeline.cli_jobs  # noqa: E402 - registers its commands, which use ``app``
+import pipeline.cli_report  # noqa: E402,F401

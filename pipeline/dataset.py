@@ -1,11 +1,14 @@
 """The reader: open a finished or running run, query it with pandas, fetch its maps."""
 
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import zarr
 
@@ -50,6 +53,32 @@ class Run:
         """One row a task: what it took, and where."""
         return self._frame("timings")
 
+    def columns(
+        self, name: str, columns: Sequence[str], where: pc.Expression | None = None
+    ) -> pd.DataFrame:
+        """Some columns of a table, of the rows that ``where`` selects; strings as categories.
+
+        Strings are encoded batch by batch, so a table that would not fit as text does as codes.
+        Categories are in alphabetical order.
+        """
+        schema = pa.schema([_encoded(self.table(name).schema.field(c)) for c in columns])
+        frame = self._again(lambda: self._batches(name, columns, where, schema)).to_pandas()
+        for column in frame.select_dtypes("category"):
+            ordered = sorted(frame[column].cat.categories)
+            frame[column] = frame[column].cat.reorder_categories(ordered)
+        return frame
+
+    def _batches(
+        self,
+        name: str,
+        columns: Sequence[str],
+        where: pc.Expression | None,
+        schema: pa.Schema,
+    ) -> pa.Table:
+        batches = self.table(name).to_batches(columns=list(columns), filter=where)
+        encoded = (batch.cast(schema) for batch in batches if len(batch))
+        return pa.Table.from_batches(encoded, schema=schema).unify_dictionaries()
+
     @property
     def definitions(self) -> dict[str, Definition]:
         """Label -> parameters and arrays of every method of the run."""
@@ -81,13 +110,23 @@ class Run:
         return values if values.dtype.kind == "i" else values.astype(np.float32) * np.float32(scale)
 
     def _frame(self, name: str) -> pd.DataFrame:
-        """All rows; a fragment that is compacted away in between is looked up again."""
+        """All rows."""
+        return self._again(lambda: self.table(name).to_table()).to_pandas()
+
+    def _again(self, read: Callable[[], pa.Table]) -> pa.Table:
+        """What ``read`` reads; a fragment that is compacted away meanwhile is looked up again."""
         for _ in range(2):
             try:
-                return self.table(name).to_table().to_pandas()
+                return read()
             except FileNotFoundError:
                 continue
-        return self.table(name).to_table().to_pandas()
+        return read()
+
+
+def _encoded(field: pa.Field) -> pa.Field:
+    if pa.types.is_string(field.type):
+        return field.with_type(pa.dictionary(pa.int32(), pa.string()))
+    return field
 
 
 def open_run(root: Path | str) -> Run:

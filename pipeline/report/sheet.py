@@ -147,7 +147,9 @@ def _strip(run: Run, example: ExampleRow, humans: Sequence[np.ndarray]) -> Strip
     weights = list(words.importances.iloc[0]) if len(words) else [0.0] * len(tokens)
     verdict = {None: "", True: " (right)", False: f" (wrong: {example.truth})"}[example.correct]
     caption = f"{example.prediction}{verdict}\n{example.confidence or 0:.0%} sure"
-    return Strip(_seen(example.image, frame_of(example)), caption, tokens, weights, overlays)
+    return Strip(
+        seen(example.image, frame_of(example), Limits()), caption, tokens, weights, overlays
+    )
 
 
 def _same_size(values: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -158,9 +160,9 @@ def _same_size(values: np.ndarray, like: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _seen(path: str, frame: Frame) -> np.ndarray:
+def seen(path: str, frame: Frame, limits: Limits) -> np.ndarray:
     """The image cut to what the model saw."""
-    image = decode(path, Limits())
+    image = decode(path, limits)
     height, width = image.shape[:2]
     top, bottom = round(frame.top * height), round(frame.bottom * height)
     return image[top:bottom, round(frame.left * width) : round(frame.right * width)]

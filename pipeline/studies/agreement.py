@@ -43,8 +43,12 @@ def agreement(
     Columns: ``method, target, metric, mean, standard_error, ci_low, ci_high, median, n_used,
     n_degenerate, baseline``.
     """
-    values = _human_rows_per_target(question_values(metrics, examples))
-    return _ranked(summarise(values, KEYS, bootstrap or Bootstrap()))
+    return agreement_of(question_values(metrics, examples), bootstrap or Bootstrap())
+
+
+def agreement_of(values: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
+    """``agreement`` from ``question_values``."""
+    return _ranked(summarise(_human_rows_per_target(values), KEYS, bootstrap))
 
 
 def crossings(
@@ -59,10 +63,18 @@ def crossings(
     ``correct``, ``wrong``, ``low``, ``high``, ``correct_low``, ``correct_high``, ``wrong_low`` or
     ``wrong_high``; a group without examples has no rows.
     """
-    values = _human_rows_per_target(question_values(metrics, examples))
+    values = question_values(metrics, examples)
+    return crossings_of(values, examples, confidence or Confidence(), bootstrap or Bootstrap())
+
+
+def crossings_of(
+    values: pd.DataFrame, examples: pd.DataFrame, confidence: Confidence, bootstrap: Bootstrap
+) -> pd.DataFrame:
+    """``crossings`` from ``question_values``."""
+    values = _human_rows_per_target(values)
     tables = {
-        group: _ranked(summarise(members, KEYS, bootstrap or Bootstrap()))
-        for group, questions in question_groups(examples, confidence or Confidence()).items()
+        group: _ranked(summarise(members, KEYS, bootstrap))
+        for group, questions in question_groups(examples, confidence).items()
         if len(members := values[values["question_id"].isin(questions)])
     }
     return pd.concat(tables, names=["group"]).reset_index("group").reset_index(drop=True)

@@ -1,17 +1,14 @@
-"""Every study by name; one line each."""
+"""Every study by name; one line each, in the order of the report."""
 
 from collections.abc import Callable
 
 from pipeline.studies.base import Evidence, Study
-<<<<<<< HEAD
+from pipeline.studies.goyal2016.study import study as goyal2016
+from pipeline.studies.overview import overview
 from pipeline.studies.tang_yuan.study import tang_yuan
 
 STUDIES: dict[str, Callable[[Evidence], Study]] = {
-    "tang_yuan": tang_yuan,
-=======
-from pipeline.studies.goyal2016.study import study as goyal2016
-
-STUDIES: dict[str, Callable[[Evidence], Study]] = {
+    "overview": overview,
     "goyal2016": goyal2016,
->>>>>>> goyal
+    "tang_yuan": tang_yuan,
 }
