@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.checks import Cost, check_metrics, costs, image_methods, labels
 from pipeline.parts import Layout, lay_out
 from pipeline.progress import clock
 from schemas.config import RunConfig
@@ -21,7 +22,6 @@ from workers.crashes import Crashes
 from workers.datasets.base import BadRecord
 from workers.encoding import array_shape
 from workers.errors import UserError
-from workers.evaluate import HUMAN
 from workers.explain import stored_specs
 from workers.fidelity import engine_options, measure
 from workers.methods.base import ImageMethod, Method
@@ -53,6 +53,8 @@ class Plan:
     """How each method's sweeps will run."""
     fidelity: list[Fidelity]
     """Of the methods that are not exact, measured now or when the run began."""
+    checks: list[Cost]
+    """What evaluating the examples still to be explained will cost where metrics ask the model."""
 
     @property
     def examples(self) -> int:
@@ -131,10 +133,14 @@ def make_plan(config: RunConfig, out: Path | str | None) -> Plan:
     model = catalog.model_spec(config.model).build(catalog.pick_device(config.resources.device))
     methods = catalog.methods(config.methods)
     check_capabilities(methods, model)
+    metrics = catalog.metrics(config.metrics)
+    check_metrics(catalog.checks(config.metrics), model)
     definitions = method_definitions(config, methods, model)
     store = Store(out) if out is not None else None
     layout = lay_out(config, examples, store)
     tasks = _todo(layout.shards, [d.label for d in definitions], store)
+    scoring = tuple(sorted(labels(metrics, image_methods(config), methods, model)))
+    scored = [task.model_copy(update={"labels": scoring}) for task in tasks]
     return Plan(
         config=config,
         record=_record(config, layout, model),
@@ -143,6 +149,7 @@ def make_plan(config: RunConfig, out: Path | str | None) -> Plan:
         definitions=[*definitions, *metric_definitions(config)],
         tasks=tasks,
         bad_records=dataset.bad_records(),
+        checks=costs(config, model, scored),
         passes_per_image=1 + sum(m.passes(model.geometry) for m in methods.values()),
         backward_per_example=len(
             frozenset().union(*(m.backward_passes() for m in methods.values()))
@@ -228,16 +235,18 @@ def metric_definitions(config: RunConfig) -> list[Definition]:
     ]
 
 
-def evaluation_tasks(config: RunConfig, store: Store, shards: Sequence[Shard]) -> list[Task]:
-    """Every (metric, method) pair whose maps are committed and that has no metric rows yet."""
+def evaluation_tasks(
+    config: RunConfig, store: Store, shards: Sequence[Shard], model: VQAModel | None = None
+) -> list[Task]:
+    """Every (metric, method) pair whose maps are committed and that has no metric rows yet;
+    ``model`` is the run's, where a metric asks it."""
     explained, scored = store.committed("explain"), store.committed("evaluate")
-    image_labels = set(store.definitions(["image"]))
+    metrics, methods = catalog.metrics(config.metrics), image_methods(config)
     decoys = decoys_of([e for shard in shards for e in shard.examples], config.seed)
     tasks = _stale_tasks(store, shards, decoys)
     for shard in shards:
-        methods = [*sorted(explained.get(shard.number, set()) & image_labels), HUMAN]
-        wanted = [f"{metric}:{method}" for metric in config.metrics for method in methods]
-        left = tuple(sorted(set(wanted) - scored.get(shard.number, set())))
+        wanted = labels(metrics, methods, explained.get(shard.number, set()), model)
+        left = tuple(sorted(wanted - scored.get(shard.number, set())))
         if left and shard.number in explained:
             others = tuple(decoys[example.question_id] for example in shard.examples)
             tasks.append(Task(shard=shard, labels=left, decoys=others))
@@ -255,8 +264,8 @@ def _stale_tasks(
         for shard in (shard for shard in shards if shard.number == number and number in stale):
             ids = tuple(example.question_id for example in shard.examples)
             others = tuple(decoys[question_id] for question_id in ids)
-            labels = store.labels(round_name, "metrics")
-            tasks.append(Task(shard=shard, labels=labels, decoys=others, retry=ids))
+            own = store.labels(round_name, "metrics")
+            tasks.append(Task(shard=shard, labels=own, decoys=others, retry=ids))
     return tasks
 
 

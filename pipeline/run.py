@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.checks import costs, subject
 from pipeline.console import console, quiet
 from pipeline.dataset import Run
 from pipeline.executors.base import Executor, Job, Outcome
@@ -15,7 +16,7 @@ from pipeline.executors.environment import prepare
 from pipeline.executors.local import LocalExecutor
 from pipeline.journal import Journal
 from pipeline.parts import Layout, check_images, image_digests, lay_out
-from pipeline.plan import evaluation_tasks, make_plan, retry_tasks
+from pipeline.plan import evaluation_tasks, make_plan, metric_definitions, retry_tasks
 from pipeline.progress import meter
 from pipeline.recipe import override, parse
 from schemas.config import Resources, RunConfig
@@ -175,18 +176,31 @@ def evaluate(out: Root, overrides: Sequence[str] = ()) -> Result:
     """Compute every metric of every committed map that has none yet."""
     config = stored_config(out, overrides)
     store = Store(out)
+    model = subject(config, store.record())
     with drive(store) as driver:
+        store.define(metric_definitions(config))
         stale = store.stale()
         layout = stored_layout(config, store)
         check_images(store, layout)
-        tasks = evaluation_tasks(config, store, layout.shards)
-        arguments = (config, store.root_anywhere)
-        tell = driver.journal.tell
-        job = Job(Evaluator, arguments, lambda task: task, tell, accelerated=False)
-        driver.work("evaluate", job, tasks, config)
+        tasks = evaluation_tasks(config, store, layout.shards, model)
+        expected = costs(config, model, tasks)
+        for cost in expected:
+            console.print(str(cost), soft_wrap=True)
+        driver.work("evaluate", evaluate_job(config, driver, bool(expected)), tasks, config)
         for shard in stale:
             store.evaluated(shard)
     return Result(len(tasks), failed_examples(out))
+
+
+def evaluate_job(config: RunConfig, driver: Driver, accelerated: bool) -> Job:
+    """Evaluators of a run; only metrics that ask the model can use a GPU."""
+    return Job(
+        worker=Evaluator,
+        arguments=(config, driver.store.root_anywhere),
+        after_crash=lambda task: task,
+        tell=driver.journal.tell,
+        accelerated=accelerated,
+    )
 
 
 def stored_config(out: Root, overrides: Sequence[str] = ()) -> RunConfig:

@@ -98,7 +98,7 @@ class WordRow(Frozen):
 
 
 class MetricRow(Frozen):
-    """One number: a map against one annotator's map."""
+    """One number about a map: by itself, by the model, or against one annotator's map."""
 
     question_id: int
     image_id: int
@@ -106,9 +106,13 @@ class MetricRow(Frozen):
     target: str
     metric: str
     annotator: int
+    """-1 where no human map is involved; of inter-human rows the number of the pair."""
     value: float | None
     status: str
     conventions: str
+    points: list[float] | None = None
+    """The curve whose area the value is, at steps as equal as whole cells allow, from none of
+    them to all."""
     shard: int
     round: str
 

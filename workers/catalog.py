@@ -8,6 +8,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from schemas.config import Component
+from workers.checks.base import Check
+from workers.checks.curves import DeletionInsertion
+from workers.checks.randomisation import Sanity
+from workers.checks.sensitivity import MaxSensitivity
 from workers.datasets.base import Dataset
 from workers.datasets.easy_vqa import EasyVQA
 from workers.datasets.photos import Photos
@@ -22,8 +26,10 @@ from workers.methods.gradients import Deconvnet, GradCam, GuidedBackprop, Guided
 from workers.methods.occlusion import Occlusion
 from workers.methods.rise import RISE
 from workers.methods.words import WordGradient, WordOcclusion
-from workers.metrics.base import Metric
+from workers.metrics.base import Measure
+from workers.metrics.localisation import Localisation
 from workers.metrics.rank_correlation import RankCorrelation
+from workers.metrics.sparsity import Sparsity
 from workers.metrics.tang_yuan import TangYuan
 from workers.models.base import ModelSpec
 from workers.models.specs import DemoSpec, EasyVQASpec, KazemiSpec
@@ -54,9 +60,14 @@ METHODS: dict[str, type[Method]] = {
     "word_occlusion": WordOcclusion,
     "word_gradient": WordGradient,
 }
-METRICS: dict[str, type[Metric]] = {
+METRICS: dict[str, type[Measure]] = {
     "rank_correlation": RankCorrelation,
     "tang_yuan": TangYuan,
+    "localisation": Localisation,
+    "sparsity": Sparsity,
+    "deletion_insertion": DeletionInsertion,
+    "max_sensitivity": MaxSensitivity,
+    "sanity": Sanity,
 }
 Entry = TypeVar("Entry", bound=BaseModel)
 Options = Mapping[str, Mapping[str, Any]]
@@ -82,9 +93,14 @@ def methods(options: Options) -> dict[str, Method]:
     return {label: _labelled("methods", label, given, METHODS) for label, given in options.items()}
 
 
-def metrics(options: Options) -> dict[str, Metric]:
+def metrics(options: Options) -> dict[str, Measure]:
     """Label -> metric; ``metric: NAME`` likewise."""
     return {label: _labelled("metrics", label, given, METRICS) for label, given in options.items()}
+
+
+def checks(options: Options) -> dict[str, Check]:
+    """Of these metrics those that ask the model."""
+    return {label: m for label, m in metrics(options).items() if isinstance(m, Check)}
 
 
 def _labelled(

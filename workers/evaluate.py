@@ -1,4 +1,4 @@
-"""One shard: stored maps + human maps -> metric rows."""
+"""One shard: stored maps + human maps, or the model -> metric rows."""
 
 import time
 from collections import defaultdict
@@ -13,17 +13,20 @@ from schemas.config import RunConfig
 from schemas.example import Example
 from schemas.frame import Frame
 from schemas.rows import ExampleRow, FailureRow, MapRow, MetricRow
-from schemas.shard import Task
+from schemas.shard import Task, by_image
 from workers import catalog
+from workers.examine import Examined, Examiner, Refused, Stored
 from workers.explain import Failed, Report, guarded
 from workers.ledger import failure_row, timing_row
-from workers.metrics.base import OK, Metric, Scores
+from workers.metrics.base import OK, MapMetric, Measure, Metric, Scores
 from workers.metrics.frame import cut
 from workers.objects import OUTAGE
 from workers.store import Store
 
 HUMAN, SHUFFLED = "human", "shuffled_human"
 """Inter-human agreement, and another image's human map scored as if it were a model's."""
+NO_ANNOTATOR = -1
+"""Of rows that no human map has a part in."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,12 @@ class Scored:
 
 
 class Evaluator:
-    """Scores the stored maps of one shard after another against the dataset's human maps.
+    """Scores the stored maps of one shard after another: each by itself, against the dataset's
+    human maps, or with the help of the model, which is loaded only where a metric asks it.
 
     A label is ``metric:method``; ``metric:human`` stands for the inter-human and the
-    shuffled-human rows. One example's maps and human maps are in memory at a time.
+    shuffled-human rows. One image's maps, or one example's with its human maps, are in memory at a
+    time.
     """
 
     def __init__(self, config: RunConfig, root: str) -> None:
@@ -61,6 +66,7 @@ class Evaluator:
         self.dataset = catalog.dataset(config.dataset)
         self.metrics = catalog.metrics(config.metrics)
         self.arrays = self.store.arrays()
+        self.examiner = Examiner(config, self._values)
 
     def run(self, task: Task) -> Report:
         """Score every map of a shard under the task's labels, and commit."""
@@ -85,6 +91,9 @@ class Evaluator:
         for example, decoy in zip(task.shard.examples, task.decoys, strict=True):
             if (row := answered.get(example.question_id)) is not None:
                 self._evaluate(scored, example, decoy, row, maps[example.question_id])
+        for examples in by_image(task.shard.examples).values():
+            own = [e for e in examples if e.question_id in answered]
+            self._examine(scored, [Stored(e, row) for e in own for row in maps[e.question_id]])
 
     def _answered(self, task: Task) -> dict[int, ExampleRow]:
         """The shard's examples that the model has answered, by question."""
@@ -131,14 +140,17 @@ class Evaluator:
     ) -> list[MetricRow]:
         humans = [cut(human, frame) for human in self.dataset.human_maps(example)]
         rows: list[MetricRow] = []
-        for name, methods in by_metric(task.labels).items() if humans else ():
+        for name, methods in by_metric(task.labels).items():
             metric = self.metrics[name]
-            prepared = [metric.prepare([human]) for human in humans]
             candidates = [candidate for candidate in stored if candidate.method in methods]
-            if HUMAN in methods:
-                candidates += [Candidate(SHUFFLED, HUMAN, m) for m in self._decoy(decoy, frame)]
-                rows += self._inter_human(task, example, metric, prepared)
-            rows += self._against(task, example, metric, candidates, prepared)
+            if isinstance(metric, MapMetric):
+                rows += self._alone(task, example, metric, candidates)
+            elif isinstance(metric, Metric) and humans:
+                prepared = [metric.prepare([human]) for human in humans]
+                if HUMAN in methods:
+                    candidates += [Candidate(SHUFFLED, HUMAN, m) for m in self._decoy(decoy, frame)]
+                    rows += self._inter_human(task, example, metric, prepared)
+                rows += self._against(task, example, metric, candidates, prepared)
         return rows
 
     def _candidates(self, task: Task, maps: list[MapRow]) -> list[Candidate]:
@@ -146,10 +158,34 @@ class Evaluator:
         return [self._candidate(row) for row in maps if row.method in wanted]
 
     def _candidate(self, row: MapRow) -> Candidate:
+        return Candidate(row.method, row.target, self._values(row))
+
+    def _values(self, row: MapRow) -> np.ndarray:
         """The stored primary array that an index row points at."""
         stored = self.arrays[row.array][row.ordinal, row.target_index]  # type: ignore[index]
-        values = np.asarray(stored, np.float32) * np.float32(row.scale)
-        return Candidate(row.method, row.target, values)
+        return np.asarray(stored, np.float32) * np.float32(row.scale)
+
+    def _alone(
+        self, task: Task, example: Example, metric: MapMetric, candidates: Sequence[Candidate]
+    ) -> Iterator[MetricRow]:
+        if candidates:
+            scores = metric.score([candidate.values for candidate in candidates])
+            yield from _metric_rows(task, example, metric, candidates, NO_ANNOTATOR, scores)
+
+    def _examine(self, scored: Scored, maps: Sequence[Stored]) -> None:
+        """The checks of one image's maps."""
+        labels = by_metric(scored.task.labels)
+        wanted = {name: labels[name] for name in self.examiner.checks if name in labels}
+        for result in self.examiner.examine(wanted, maps):
+            if isinstance(result, Refused):
+                if isinstance(result.error, OUTAGE):
+                    raise result.error
+                failure = failure_row(
+                    scored.task, result.example, "evaluate", result.check, result.error
+                )
+                scored.failures.append(failure)
+            else:
+                scored.rows += _check_rows(scored.task, self.metrics[result.check], result)
 
     def _decoy(self, decoy: Example, frame: Frame) -> list[np.ndarray]:
         return [cut(human, frame) for human in self.dataset.human_maps(decoy)[:1]]
@@ -181,16 +217,26 @@ class Evaluator:
 INTER_HUMAN = Candidate(HUMAN, HUMAN, np.empty(0))
 
 
+def _check_rows(task: Task, check: Measure, examined: Examined) -> Iterator[MetricRow]:
+    """Maps of several examples in one list of scores."""
+    for i, stored in enumerate(examined.maps):
+        candidate = Candidate(stored.row.method, stored.row.target, np.empty(0))
+        scores = {name: score.only(i) for name, score in examined.scores.items()}
+        yield from _metric_rows(task, stored.example, check, [candidate], NO_ANNOTATOR, scores)
+
+
 def _metric_rows(
     task: Task,
     example: Example,
-    metric: Metric,
+    metric: Measure,
     candidates: Sequence[Candidate],
     annotator: int,
     scores: Mapping[str, Scores],
 ) -> Iterator[MetricRow]:
     for name, score in scores.items():
-        for c, value, status in zip(candidates, score.values, score.statuses, strict=True):
+        points = score.points or [None] * len(candidates)
+        found = zip(candidates, score.values, score.statuses, points, strict=True)
+        for c, value, status, curve in found:
             yield MetricRow(
                 question_id=example.question_id,
                 image_id=example.image_id,
@@ -201,6 +247,7 @@ def _metric_rows(
                 value=float(value) if status == OK else None,
                 status=status,
                 conventions=metric.conventions(),
+                points=None if curve is None else list(curve),
                 shard=task.shard.number,
                 round=task.round,
             )

@@ -17,10 +17,13 @@ from pipeline.studies.agreement import agreement
 from pipeline.studies.summary import Bootstrap
 from pipeline.studies.tables import render, side_by_side
 from pipeline.verify import Verdict
+from workers.evaluate import NO_ANNOTATOR
 from workers.lease import holder
 
 MAIN_METRICS = ("rank_correlation", "ty_iou")
 """Printed by ``evaluate``; all others are in the store."""
+CHECKS = ("deletion_gain", "insertion_gain")
+"""Printed too, where they have been computed."""
 
 
 def print_plan(plan: Plan) -> None:
@@ -44,6 +47,8 @@ def print_plan(plan: Plan) -> None:
     for line in plan.sweeps:
         label, text = line.split(": ", 1)
         table.add_row(label, text)
+    for cost in plan.checks:
+        table.add_row("evaluate", str(cost))
     if plan.bad_records:
         table.add_row("left out", f"{len(plan.bad_records):,} malformed records (skip_bad)")
     console.print(table)
@@ -54,15 +59,27 @@ def print_tables(root: Root) -> None:
     run = Run(root)
     bootstrap = Bootstrap(seed=stored_config(root).seed)
     console.print(render(accuracy_table(run.examples, bootstrap), title="VQA accuracy"))
-    if not len(run.metrics):
+    metrics = run.metrics[run.metrics.annotator != NO_ANNOTATOR]
+    _print_checks(run, bootstrap)
+    if not len(metrics):
         console.print("The dataset has no human maps, so there is no agreement to show.")
         return
-    table = agreement(run.metrics, run.examples, bootstrap)
+    table = agreement(metrics, run.examples, bootstrap)
     for target in dict.fromkeys(table.target):
         shown = [m for m in MAIN_METRICS if m in set(table.metric)] or list(table.metric[:1])
         title = f"Agreement with human attention, target: {target}"
         console.print(render(side_by_side(table, target, shown), title=title))
     _print_unlabelled(run.examples)
+
+
+def _print_checks(run: Run, bootstrap: Bootstrap) -> None:
+    """Of metrics that need no human maps those that a reader understands without a study."""
+    metrics = run.metrics[run.metrics.metric.isin(CHECKS)]
+    table = agreement(metrics, run.examples, bootstrap) if len(metrics) else metrics
+    for target in dict.fromkeys(table.target):
+        shown = [m for m in CHECKS if m in set(table.metric)]
+        title = f"Faithfulness, target: {target} (0 is what random order gives)"
+        console.print(render(side_by_side(table, target, shown), title=title))
 
 
 def _print_unlabelled(examples: pd.DataFrame) -> None:

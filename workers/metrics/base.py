@@ -1,4 +1,7 @@
-"""What a metric is: a protocol that prepares maps once and scores batches of pairs."""
+"""What a metric is: named values of a map, by itself or beside a human map.
+
+A third kind asks the model too: ``workers/checks``.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -22,12 +25,19 @@ class Scores:
 
     values: np.ndarray
     statuses: list[str]
+    points: Sequence[Sequence[float] | None] | None = None
+    """Of each value the curve that it sums up, where it is such a value."""
 
     @classmethod
     def where(cls, values: np.ndarray, faults: Mapping[str, np.ndarray]) -> Self:
         """``values`` except where a fault's mask ``(n,)`` holds; the first fault named wins."""
         statuses = np.select(list(faults.values()), list(faults), default=OK)
         return cls(np.where(statuses == OK, values, np.nan), statuses.tolist())
+
+    def only(self, i: int) -> "Scores":
+        """The i-th alone."""
+        points = None if self.points is None else [self.points[i]]
+        return Scores(self.values[i : i + 1], [self.statuses[i]], points)
 
 
 def pairs(model: Sequence[Any], human: Sequence[Any]) -> list[tuple[Any, Any]]:
@@ -37,14 +47,23 @@ def pairs(model: Sequence[Any], human: Sequence[Any]) -> list[tuple[Any, Any]]:
     return list(zip(*sides, strict=True))
 
 
-class Metric(Frozen, ABC):
+class Measure(Frozen, ABC):
+    """One or more named values of every map; its fields are the choices a paper leaves open."""
+
+    names: ClassVar[tuple[str, ...]]
+    """The values it yields, for instance ``("rank_correlation",)``; one that ends in ``_*`` stands
+    for all that begin so."""
+
+    @abstractmethod
+    def conventions(self) -> str:
+        """Resize rule, size, ties and other choices, as one short string stored with each value."""
+
+
+class Metric(Measure):
     """A comparison protocol of a paper, possibly with several named values.
 
     ``prepare`` depends on one map alone, so a human map is prepared once for ten methods.
     """
-
-    names: ClassVar[tuple[str, ...]]
-    """The values it yields, for instance ``("rank_correlation",)``."""
 
     @abstractmethod
     def prepare(self, maps: Sequence[np.ndarray]) -> list[Any]:
@@ -54,6 +73,10 @@ class Metric(Frozen, ABC):
     def score(self, model: Sequence[Any], human: Sequence[Any]) -> dict[str, Scores]:
         """n prepared maps against n others, pair by pair, or against a single one."""
 
+
+class MapMetric(Measure):
+    """A property of a map alone: no human map and no model is needed."""
+
     @abstractmethod
-    def conventions(self) -> str:
-        """Resize rule, size, ties and other choices, as one short string stored with each value."""
+    def score(self, maps: Sequence[np.ndarray]) -> dict[str, Scores]:
+        """n signed maps ``(h, w)`` of any sizes."""

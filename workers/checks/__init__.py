@@ -1,0 +1,1 @@
+"""Metrics that ask the model: a contract and a file each."""
