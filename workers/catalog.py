@@ -26,7 +26,13 @@ from workers.metrics.base import Metric
 from workers.metrics.rank_correlation import RankCorrelation
 from workers.metrics.tang_yuan import TangYuan
 from workers.models.base import ModelSpec
-from workers.models.specs import DemoSpec, EasyVQASpec, KazemiSpec
+from workers.models.specs import (
+    DeeperLSTMSpec,
+    DemoLSTMSpec,
+    DemoSpec,
+    EasyVQASpec,
+    KazemiSpec,
+)
 
 DATASETS: dict[str, type[Dataset]] = {
     "shapes": Shapes,
@@ -37,8 +43,10 @@ DATASETS: dict[str, type[Dataset]] = {
 }
 MODELS: dict[str, type[ModelSpec]] = {
     "demo": DemoSpec,
+    "demo_lstm": DemoLSTMSpec,
     "easy_vqa": EasyVQASpec,
     "kazemi": KazemiSpec,
+    "deeper_lstm": DeeperLSTMSpec,
 }
 METHODS: dict[str, type[Method]] = {
     "occlusion": Occlusion,
