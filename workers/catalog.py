@@ -20,6 +20,7 @@ from workers.methods.base import Method
 from workers.methods.baselines import Center, Random
 from workers.methods.gradients import Deconvnet, GradCam, GuidedBackprop, GuidedGradCam, Saliency
 from workers.methods.occlusion import Occlusion
+from workers.methods.question_grad_cam import QuestionGradCam
 from workers.methods.rise import RISE
 from workers.methods.words import WordGradient, WordOcclusion
 from workers.metrics.base import Metric
@@ -55,6 +56,7 @@ METHODS: dict[str, type[Method]] = {
     "deconvnet": Deconvnet,
     "grad_cam": GradCam,
     "guided_grad_cam": GuidedGradCam,
+    "question_grad_cam": QuestionGradCam,
     "rise": RISE,
     "attention": Attention,
     "random": Random,
