@@ -170,7 +170,7 @@ def test_kazemi_built_model_is_frozen_and_provides_everything() -> None:
     model = KazemiSpec(random_seed=0, trunk="resnet18", image_size=64).build(torch.device("cpu"))
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert model.provides == frozenset(Capability)
+    assert model.provides == frozenset(Capability) - {Capability.COMBINE}
     assert model.answer_index("yes") == 0
     assert model.answer_index("no such answer") is None
 

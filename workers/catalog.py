@@ -24,6 +24,7 @@ from workers.methods.base import Method
 from workers.methods.baselines import Center, Random
 from workers.methods.gradients import Deconvnet, GradCam, GuidedBackprop, GuidedGradCam, Saliency
 from workers.methods.occlusion import Occlusion
+from workers.methods.question_grad_cam import QuestionGradCam
 from workers.methods.rise import RISE
 from workers.methods.words import WordGradient, WordOcclusion
 from workers.metrics.base import Measure
@@ -32,7 +33,13 @@ from workers.metrics.rank_correlation import RankCorrelation
 from workers.metrics.sparsity import Sparsity
 from workers.metrics.tang_yuan import TangYuan
 from workers.models.base import ModelSpec
-from workers.models.specs import DemoSpec, EasyVQASpec, KazemiSpec
+from workers.models.specs import (
+    DeeperLSTMSpec,
+    DemoLSTMSpec,
+    DemoSpec,
+    EasyVQASpec,
+    KazemiSpec,
+)
 
 DATASETS: dict[str, type[Dataset]] = {
     "shapes": Shapes,
@@ -43,8 +50,10 @@ DATASETS: dict[str, type[Dataset]] = {
 }
 MODELS: dict[str, type[ModelSpec]] = {
     "demo": DemoSpec,
+    "demo_lstm": DemoLSTMSpec,
     "easy_vqa": EasyVQASpec,
     "kazemi": KazemiSpec,
+    "deeper_lstm": DeeperLSTMSpec,
 }
 METHODS: dict[str, type[Method]] = {
     "occlusion": Occlusion,
@@ -53,6 +62,7 @@ METHODS: dict[str, type[Method]] = {
     "deconvnet": Deconvnet,
     "grad_cam": GradCam,
     "guided_grad_cam": GuidedGradCam,
+    "question_grad_cam": QuestionGradCam,
     "rise": RISE,
     "attention": Attention,
     "random": Random,

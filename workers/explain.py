@@ -159,7 +159,8 @@ class Explainer:
     def _explain_scene(self, ledger: Ledger, canvas: Tensor, frame: Frame, asked: Asked) -> None:
         """All questions of an image at once; should that fail, each alone, so that a bad question
         does not take its neighbours down."""
-        scene = self._scene(ledger.task.labels, canvas, asked)
+        beside = self._image_questions(ledger.images[asked[0][0].image_id])
+        scene = self._scene(ledger.task.labels, canvas, asked, beside)
         rows = guarded(lambda: _checked_rows(scene))
         if isinstance(rows, Failed):
             if len(asked) == 1:
@@ -180,14 +181,27 @@ class Explainer:
             if len(asked) == 1:
                 ledger.fail(asked[0][0], "explain", result.error, label)
             for one in asked if len(asked) > 1 else ():
-                self._explain_by(ledger, label, self._scene([label], scene.canvas, [one]), [one])
+                alone = self._scene([label], scene.canvas, [one], scene.image_questions)
+                self._explain_by(ledger, label, alone, [one])
             return
         seconds = (time.perf_counter() - start) / max(1, len(scene.rows))
         for r, row in enumerate(scene.rows):
             example, tokens = asked[row.question]
             ledger.record(Entry(label, example, row, tokens, seconds), r, result)
 
-    def _scene(self, labels: Sequence[str], canvas: Tensor, asked: Asked) -> Scene:
+    def _image_questions(self, examples: Sequence[Example]) -> dict[int, Tokens]:
+        """Every question of the image that can be asked, so that what one gets does not depend on
+        which others are explained with it."""
+        tokens = {e.question_id: guarded(partial(self._checked_tokens, e)) for e in examples}
+        return {number: t for number, t in tokens.items() if not isinstance(t, Failed)}
+
+    def _scene(
+        self,
+        labels: Sequence[str],
+        canvas: Tensor,
+        asked: Asked,
+        image_questions: Mapping[int, Tokens] | None,
+    ) -> Scene:
         return Scene(
             model=self.model,
             canvas=canvas,
@@ -198,6 +212,7 @@ class Explainer:
             batch=self.batch,
             engine=self.engine,
             gradients=wants_gradients(self.methods[label] for label in labels),
+            image_questions=image_questions,
         )
 
 

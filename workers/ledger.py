@@ -6,7 +6,8 @@ import time
 import traceback
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from schemas.example import Example
 from schemas.frame import Frame
 from schemas.rows import ExampleRow, FailureRow, MapRow, TimingRow, WordRow
 from schemas.run import Definition
-from schemas.shard import Task
+from schemas.shard import Task, by_image
 from workers.encoding import fill_value
 from workers.errors import BadExample
 from workers.methods.base import ImageMethod, Maps, Method, Row, Scene, WordScores
@@ -74,6 +75,11 @@ class Ledger:
     def __post_init__(self) -> None:
         shard = self.task.shard
         self.positions = {e.question_id: i for i, e in enumerate(shard.examples)}
+
+    @cached_property
+    def images(self) -> dict[int, list[Example]]:
+        """The shard's examples by image, whichever of them are wanted."""
+        return by_image(self.task.shard.examples)
 
     def allocate(self, label: str, spec: ArraySpec) -> None:
         """An array for the whole shard, unwritten places marked."""
@@ -146,6 +152,7 @@ class Ledger:
         """Row ``r`` of a method's result; non-finite values are a failure, never data."""
         if isinstance(result, Maps):
             own = self._own_arrays(entry, r, result)
+            entry = replace(entry, reason=result.reasons.get(r))
             primary = own[self.methods[entry.label].primary]
             finite = all(np.isfinite(values).all() for values in own.values())
         else:
@@ -325,9 +332,11 @@ def failure_row(
 
 def _verdict(entry: Entry, values: np.ndarray | None) -> tuple[str, str | None]:
     """A map of equal values is kept and called degenerate; a single word's importance is not."""
-    if values is None or values.size < 2 or values.min() != values.max():
+    if values is None or values.size < 2:
         return entry.status, entry.reason
-    return "degenerate", f"all values equal {values.flat[0]:.6g}"
+    if values.min() != values.max():
+        return entry.status, None
+    return "degenerate", entry.reason or f"all values equal {values.flat[0]:.6g}"
 
 
 def _half_scale(values: np.ndarray) -> float:

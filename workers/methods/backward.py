@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.methods.base import Scene, Score, scores
 from workers.methods.relu_rules import Rule, Trace, record
-from workers.models.base import Words
+from workers.models.base import CombineModel, Words
 from workers.sweep.batches import in_batches
 
 
@@ -62,6 +62,35 @@ def word_gradients(scene: Scene, score: Score) -> WordGradients:
     )
     states = head_gradients(scene, score, "saliency").states
     return WordGradients(words.embeddings, *trace.pull_back(states, "saliency"))
+
+
+def combine_model(scene: Scene) -> CombineModel:
+    """The model as one with a combine layer; the plan has checked that it is."""
+    assert isinstance(scene.model, CombineModel)
+    return scene.model
+
+
+def combine_gradients(scene: Scene, score: Score) -> Tensor:
+    """d score / d combine layer, ``(row, combine)``."""
+
+    def compute() -> Tensor:
+        combined = combine_trace(scene).output
+        trace = record(combine_model(scene).answer_from_combine, combined)
+        return trace.pull_back(_logit_gradients(scene, trace, score), "saliency")[0]
+
+    return scene.once(("combine gradients", score), compute)
+
+
+def combine_trace(scene: Scene) -> Trace:
+    """Every row up to the combine layer: ``features -> a (row, combine)``. Made once, whatever part
+    of the gradient at ``a`` is then let through."""
+
+    def compute() -> Trace:
+        model, states = combine_model(scene), scene.states[[row.question for row in scene.rows]]
+        features = scene.features.expand(len(states), -1, -1, -1)
+        return record(lambda f: model.combine(f, states), features)
+
+    return scene.once("combine trace", compute)
 
 
 def _head_trace(scene: Scene) -> Trace:

@@ -1,7 +1,7 @@
 """What an explanation method is, and the scene it explains: one image with all its questions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeVar, cast
@@ -53,6 +53,9 @@ class Scene:
     """Sweeps the model; plain calls where there is none."""
     gradients: bool = False
     """Whether a gradient method will follow: the clean pass then keeps its graph for it."""
+    image_questions: Mapping[int, Tokens] | None = None
+    """Every question that the image has, by its id, whichever of them are to be explained; those
+    of the scene where not given."""
     shared: dict[object, object] = field(default_factory=dict)
     """Results methods leave for one another, keyed by what was computed."""
 
@@ -166,11 +169,13 @@ class Maps:
     """
 
     arrays: dict[str, np.ndarray]
+    reasons: Mapping[int, str] = field(default_factory=dict)
+    """Row -> why its map is all equal, where the method can tell."""
 
     @classmethod
-    def of(cls, arrays: dict[str, Tensor]) -> "Maps":
+    def of(cls, arrays: dict[str, Tensor], reasons: Mapping[int, str] | None = None) -> "Maps":
         """From tensors on any device."""
-        return cls({name: to_numpy(tensor) for name, tensor in arrays.items()})
+        return cls({name: to_numpy(tensor) for name, tensor in arrays.items()}, reasons or {})
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -109,7 +109,12 @@ class GuidedGradCam(PixelMethod):
 
 def grad_cam(scene: Scene, score: Score) -> Tensor:
     """``sum_k alpha_k A^k`` before the ReLU, ``(row, y, x)``."""
-    gradients = head_gradients(scene, score, "saliency").features
+    return weighted_features(scene, head_gradients(scene, score, "saliency").features)
+
+
+def weighted_features(scene: Scene, gradients: Tensor) -> Tensor:
+    """``sum_k alpha_k A^k``, ``alpha_k`` the mean of ``gradients (row, channel, y, x)`` over the
+    cells: ``(row, y, x)``."""
     weights = gradients.mean((2, 3), keepdim=True)
     return (weights * scene.features).sum(1)
 

@@ -31,16 +31,19 @@ class Capability(StrEnum):
     """The trunk's output is the last convolutional feature map, ``(n, channel, y, x)``."""
     ATTENTION = "attention"
     """The head returns its own attention over the feature map's cells."""
+    COMBINE = "combine"
+    """The head fuses image and question in one layer and answers from that layer alone."""
 
 
 class Geometry(Frozen):
-    """Sizes a plan needs before any image is read: input, feature map and glimpses."""
+    """Sizes a plan needs before any image is read: input, feature map, glimpses, combine layer."""
 
     input_height: int
     input_width: int
     feature_height: int = 0
     feature_width: int = 0
     glimpses: int = 0
+    combine: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ class VQAModel(nn.Module, ABC):
 class SplitModel(VQAModel):
     """A late-fusion model: ``head(trunk(normalise(canvas)), encode(words(questions)))``."""
 
-    provides = frozenset(Capability)
+    provides: frozenset[Capability] = frozenset(
+        {Capability.LOGITS, Capability.SPLIT, Capability.GRADIENTS, Capability.FEATURE_MAP}
+    )
 
     @abstractmethod
     def normalise(self, canvas: Tensor) -> Tensor:
@@ -149,6 +154,26 @@ class SplitModel(VQAModel):
     def logits(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
         features = self.trunk(self.normalise(canvas))
         return self.head(features, self.encode(self.words(questions))).logits
+
+
+class CombineModel(SplitModel):
+    """A late-fusion model whose head has a combine layer ``a``: ``answer(combine(features, q))``.
+
+    The question states are the question embedding ``q``.
+    """
+
+    provides = SplitModel.provides | {Capability.COMBINE}
+
+    @abstractmethod
+    def combine(self, features: Tensor, states: Tensor) -> Tensor:
+        """Features ``(n, channel, y, x)`` and states ``(n, state)`` -> ``a (n, combine)``."""
+
+    @abstractmethod
+    def answer_from_combine(self, combined: Tensor) -> Tensor:
+        """``a (..., combine)`` -> logits ``(..., answer)``."""
+
+    def head(self, features: Tensor, states: Tensor) -> HeadOutput:
+        return HeadOutput(self.answer_from_combine(self.combine(features, states)))
 
 
 class ModelSpec(Frozen, ABC):

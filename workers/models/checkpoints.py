@@ -7,13 +7,15 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from schemas.base import Frozen
 from workers.errors import UserError
 
 _TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
@@ -32,6 +34,8 @@ _DAMAGED = (
     struct.error,
 )
 """What ``torch.load`` raises on bytes that are not what it expects (found by flipping bytes)."""
+
+Config = TypeVar("Config", bound=Frozen)
 
 
 def _head(path: Path) -> bytes:
@@ -185,6 +189,43 @@ def load_weights(model: nn.Module, found: Mapping[str, Tensor], path: Path, reme
                 f"{tensor.dtype}; {remedy}"
             )
     model.load_state_dict(found, strict=False)
+
+
+def save_model(
+    model: nn.Module,
+    config: Frozen,
+    path: Path,
+    form: str,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Weights and configuration of one of our models in a safetensors file, which names its
+    ``form``; ``float16`` weights take half the place and are loaded as float32."""
+    tensors = {
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor)
+        .detach()
+        .cpu()
+        .contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    save_file(tensors, path, {"format": form, "config": config.model_dump_json()})
+
+
+def read_model(
+    path: Path, form: str, schema: type[Config], remedy: str
+) -> tuple[Config, dict[str, Tensor]]:
+    """Configuration and weights of a file that ``save_model`` wrote."""
+    tensors, metadata = read_safetensors(path)
+    if metadata.get("format") != form:
+        raise UserError(
+            f"{path} says its format is {metadata.get('format')!r}, only {form!r} can be read; "
+            f"{remedy}"
+        )
+    try:
+        return schema.model_validate_json(metadata.get("config", "")), tensors
+    except ValidationError as error:
+        raise UserError(
+            f"{path} holds no valid configuration ({first_error(error)}); {remedy}"
+        ) from error
 
 
 def first_error(error: ValidationError) -> str:

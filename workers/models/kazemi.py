@@ -11,22 +11,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt, ValidationError, field_validator
-from safetensors.torch import save_file
+from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from schemas.base import Frozen
 from schemas.frame import Frame
-from workers.errors import UserError
-from workers.models.base import Geometry, HeadOutput, SplitModel, Tokens, Words
-from workers.models.checkpoints import first_error, load_weights, read_safetensors
+from workers.models.base import Capability, Geometry, HeadOutput, SplitModel, Tokens, Words
+from workers.models.checkpoints import load_weights, read_model, save_model
 from workers.models.preprocessing import Resize, square_crop, to_canvas
 from workers.models.tokenisers import TOKENISERS
-from workers.models.trunks import TRUNKS, TrunkName
+from workers.models.trunks import TRUNKS, TrunkName, trunk_shape
 
 FORMAT = "vqatlas-kazemi-1"
 """Names our weight files; a file of another format is refused."""
+AGAIN = "save the model again with workers.models.kazemi.save"
 
 
 class KazemiConfig(Frozen):
@@ -68,12 +67,8 @@ class KazemiConfig(Frozen):
 
 
 def feature_shape(config: KazemiConfig) -> tuple[int, int, int]:
-    """Channels, height and width of the trunk's output, from a pass on the meta device."""
-    with torch.device("meta"):
-        trunk = TRUNKS[config.trunk](config.channels).eval()
-        features = trunk(torch.zeros(1, 3, config.image_size, config.image_size))
-    _, channels, height, width = features.shape
-    return channels, height, width
+    """Channels, height and width of the trunk's output."""
+    return trunk_shape(config.trunk, config.channels, config.image_size)
 
 
 class Text(nn.Module):
@@ -144,6 +139,7 @@ class Kazemi(SplitModel):
     Fresh instances have random weights and are trainable; ``ModelSpec.build`` freezes them.
     """
 
+    provides = SplitModel.provides | {Capability.ATTENTION}
     config: KazemiConfig
 
     def __init__(self, config: KazemiConfig) -> None:
@@ -239,10 +235,7 @@ def _cell_centres(v: Tensor) -> Tensor:
 
 def save(model: Kazemi, path: Path) -> None:
     """Weights and configuration in one safetensors file that ``load`` reads back."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
-    save_file(tensors, path, {"format": FORMAT, "config": model.config.model_dump_json()})
+    save_model(model, model.config, path, FORMAT)
 
 
 def load(path: Path) -> Kazemi:
@@ -252,23 +245,11 @@ def load(path: Path) -> Kazemi:
 
 def read(path: Path) -> tuple[KazemiConfig, dict[str, Tensor]]:
     """Configuration and weights of a file that ``save`` wrote."""
-    tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != FORMAT:
-        raise UserError(
-            f"{path} says its format is {metadata.get('format')!r}, only {FORMAT!r} can be read; "
-            "save the model again with workers.models.kazemi.save"
-        )
-    try:
-        return KazemiConfig.model_validate_json(metadata.get("config", "")), tensors
-    except ValidationError as error:
-        raise UserError(
-            f"{path} holds no valid configuration ({first_error(error)}); save the model again "
-            "with workers.models.kazemi.save"
-        ) from error
+    return read_model(path, FORMAT, KazemiConfig, AGAIN)
 
 
 def assemble(config: KazemiConfig, tensors: dict[str, Tensor], path: Path) -> Kazemi:
     """The model of this configuration with the weights of ``path``."""
     model = Kazemi(config)
-    load_weights(model, tensors, path, "save the model again with workers.models.kazemi.save")
+    load_weights(model, tensors, path, AGAIN)
     return model

@@ -1,4 +1,4 @@
-"""The recipes of Kazemi-Elqursh models: from files, from a seed, and those shipped with VQAtlas."""
+"""The recipes of models: from files, from a seed, and those shipped with VQAtlas."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -8,15 +8,17 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from workers.errors import UserError
-from workers.models import kazemi, pytorch_vqa
+from workers.models import deeper_lstm, kazemi, pytorch_vqa
 from workers.models.base import ModelSpec, VQAModel, freeze
 from workers.models.checkpoints import is_safetensors, load_weights, read_state_dict
+from workers.models.deeper_lstm import UNKNOWN, DeeperLSTMConfig
 from workers.models.kazemi import Kazemi, KazemiConfig
 from workers.models.trunks import TrunkName
 from workers.models.untrained import ANSWERS, WORDS, untrained
 
 WEIGHTS = Path(__file__).parent / "weights"
 PUBLISHED = KazemiConfig(words=WORDS, answers=ANSWERS)
+PUBLISHED_DEEPER = DeeperLSTMConfig(words=(*WORDS, "?", UNKNOWN), answers=ANSWERS[:1000])
 HEAD = ("text", "attention", "classifier")
 
 
@@ -87,6 +89,30 @@ class KazemiSpec(ModelSpec):
         return model
 
 
+class DeeperLSTMSpec(ModelSpec):
+    """A Deeper LSTM Q + norm I from a checkpoint, or from a seed to try the geometry."""
+
+    checkpoint: Path | None = None
+    """Ours (.safetensors, all in one); ``python -m workers.models.torch7`` makes it of the
+    published files."""
+    random_seed: int | None = None
+    """Instead of a checkpoint: random weights, whose maps explain nothing."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.checkpoint is None) == (self.random_seed is None):
+            raise ValueError("give either checkpoint (a weight file) or random_seed (a number)")
+        return self
+
+    def build(self, device: torch.device) -> VQAModel:
+        if self.random_seed is not None:
+            model = deeper_lstm.untrained(PUBLISHED_DEEPER, self.random_seed)
+        else:
+            assert self.checkpoint is not None  # _one_source
+            model = deeper_lstm.load(self.checkpoint)
+        return freeze(model.to(device))
+
+
 class _ShippedSpec(ModelSpec):
     """A small model whose weights are in the package."""
 
@@ -97,7 +123,10 @@ class _ShippedSpec(ModelSpec):
         path = WEIGHTS / self.file
         if not path.exists():
             raise UserError(f"{path} does not exist; make it with `{self.made_by}`")
-        return freeze(kazemi.load(path).to(device))
+        return freeze(self._read(path).to(device))
+
+    def _read(self, path: Path) -> VQAModel:
+        return kazemi.load(path)
 
 
 class DemoSpec(_ShippedSpec):
@@ -112,3 +141,13 @@ class EasyVQASpec(_ShippedSpec):
 
     file = "easy_vqa.safetensors"
     made_by = "make easy-vqa-model"
+
+
+class DemoLSTMSpec(_ShippedSpec):
+    """The embedded world's model with a combine layer: Deeper LSTM Q + norm I, small."""
+
+    file = "demo_lstm.safetensors"
+    made_by = "make demo-lstm-model"
+
+    def _read(self, path: Path) -> VQAModel:
+        return deeper_lstm.load(path)

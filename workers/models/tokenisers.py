@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal
 
 from workers.models.base import Tokens
 
@@ -15,9 +17,39 @@ def pytorch_vqa(question: str) -> Tokens:
     return tuple(filter(None, question.lower().removesuffix("?").split(" ")))
 
 
+def nltk(question: str) -> Tokens:
+    """The words of VT-vision-lab/VQA_LSTM_CNN: NLTK's ``word_tokenize``, lower case; the question
+    mark is a word.
+
+    That function first cuts a text into sentences, by a model that has to be downloaded; ours
+    takes the question as one sentence, which differs only where it holds several.
+    """
+    return tuple(_treebank().tokenize(question.lower()))
+
+
+@cache
+def _treebank() -> Any:
+    from nltk.tokenize import NLTKWordTokenizer  # takes seconds, and most models do without
+
+    return NLTKWordTokenizer()
+
+
+def vqa_lstm(question: str) -> Tokens:
+    """The other words of VT-vision-lab/VQA_LSTM_CNN: cut at, and keeping, its list of separators.
+    Upper case stays, as there."""
+    parts = re.split(r"""([-."',:? !$#@~()*&^%;\[\]/\\+<>\n=])""", question)
+    return tuple(part for part in parts if part not in ("", " ", "\n"))
+
+
 def simple(question: str) -> Tokens:
     """Lower-case words between white space and punctuation."""
     return tuple(re.sub(r"[^\w\s]", " ", question.lower()).split())
 
 
-TOKENISERS: dict[str, Callable[[str], Tokens]] = {"pytorch_vqa": pytorch_vqa, "simple": simple}
+TokeniserName = Literal["pytorch_vqa", "nltk", "vqa_lstm", "simple"]
+TOKENISERS: dict[str, Callable[[str], Tokens]] = {
+    "pytorch_vqa": pytorch_vqa,
+    "nltk": nltk,
+    "vqa_lstm": vqa_lstm,
+    "simple": simple,
+}

@@ -8,7 +8,7 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models import ResNet
+from torchvision.models import ResNet, vgg
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
@@ -102,6 +102,12 @@ def _torchvision(name: str) -> nn.Module:
     return _without_classifier(net) if whole is None else getattr(net, whole)
 
 
+def _vgg19_relu5_4() -> nn.Sequential:
+    """VGG-19 (Simonyan and Zisserman 2015) up to its last convolution's ReLU, without ``pool5``:
+    the 14 x 14 map that Grad-CAM uses of a 224-pixel image. Names stay torchvision's."""
+    return vgg.make_layers(vgg.cfgs["E"])[:-1]
+
+
 WHOLE = ("features", "layers")
 """What some networks call everything up to the last feature map."""
 FAMILIES = (
@@ -118,9 +124,20 @@ TRUNKS: dict[str, Callable[[tuple[int, ...]], nn.Module]] = {
         for name in models.list_models(models)
         if name.startswith(FAMILIES)
     },
+    "vgg19_relu5_4": lambda _: _vgg19_relu5_4(),
 }
 """Trunk builders by name; each is given the ``channels`` of the model's configuration, which only
 the small one uses. All ResNets have stride 32: 14x14 cells at 448 pixels."""
+
+
+def trunk_shape(name: str, channels: tuple[int, ...], size: int) -> tuple[int, int, int]:
+    """Channels, height and width of a trunk's output for a square input of ``size`` pixels, from a
+    pass on the meta device."""
+    with torch.device("meta"):
+        trunk = TRUNKS[name](channels).eval()
+        features = trunk(torch.zeros(1, 3, size, size))
+    _, depth, height, width = features.shape
+    return depth, height, width
 
 
 def _known(name: str) -> str:

@@ -1,0 +1,250 @@
+"""Deeper LSTM Q + norm I (Lu et al. 2015, VT-vision-lab/VQA_LSTM_CNN), any trunk.
+
+A two-layer LSTM reads the question; image and question meet in a combine layer, the product of
+both after ``tanh``. The layout and sizes are those of the published code; the sizes are fields, so
+that small models of the family can be trained.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from schemas.base import Frozen
+from schemas.frame import Frame
+from workers.models.base import CombineModel, Geometry, Tokens, Words
+from workers.models.checkpoints import load_weights, read_model, save_model
+from workers.models.preprocessing import square_crop, to_canvas
+from workers.models.tokenisers import TOKENISERS, TokeniserName
+from workers.models.trunks import TRUNKS, TrunkName, trunk_shape
+
+FORMAT = "vqatlas-deeper-lstm-1"
+"""Names our weight files; a file of another format is refused."""
+AGAIN = "save the model again with workers.models.deeper_lstm.save"
+UNKNOWN = "UNK"
+"""The last word of every vocabulary: what a word that is not in it is read as."""
+
+
+class DeeperLSTMConfig(Frozen):
+    """Everything but the weights. The defaults are the published architecture."""
+
+    trunk: TrunkName = "vgg19_relu5_4"
+    channels: tuple[PositiveInt, ...] = (24, 32, 64, 96)
+    """Widths of the small trunk. Other trunks have their own."""
+    image_size: PositiveInt = 224
+    """Side of the square input, in pixels; the image is squashed into it."""
+    bgr: bool = True
+    """Whether the trunk takes blue, green, red (as Caffe) rather than red, green, blue."""
+    mean: tuple[float, float, float] = (123.68, 116.779, 103.939)
+    """RGB, of pixels in 0..255."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    pool: PositiveInt = 2
+    """Side of the max-pooling between the trunk's map and the fully connected layers."""
+    fully: tuple[PositiveInt, ...] = (4096, 4096)
+    """Widths of the fully connected layers, VGG's fc6 and fc7, each followed by a ReLU."""
+    embedding: PositiveInt = 200
+    state: PositiveInt = 512
+    """Units of each LSTM layer."""
+    layers: PositiveInt = 2
+    combine: PositiveInt = 1024
+    """Neurons of the combine layer."""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    tokeniser: TokeniserName = "nltk"
+    max_words: PositiveInt = 26
+    """Longer questions are cut off here."""
+    words: tuple[str, ...]
+    """The question vocabulary; its last entry is ``UNK``."""
+    answers: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _vocabularies(self) -> Self:
+        if not self.words or self.words[-1] != UNKNOWN:
+            raise ValueError(f"the last of the words must be {UNKNOWN!r}")
+        for entries in (self.words, self.answers):
+            if len(set(entries)) < len(entries):
+                twice = next(entry for entry in entries if entries.count(entry) > 1)
+                raise ValueError(f"{twice!r} is there more than once")
+        return self
+
+
+class Question(nn.Module):
+    """Question words -> ``[c1, h1, c2, h2]``, cell and output of every LSTM layer."""
+
+    def __init__(self, config: DeeperLSTMConfig) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(len(config.words), config.embedding)
+        self.drop = nn.Dropout(config.dropout)
+        between = config.dropout if config.layers > 1 else 0.0
+        self.lstm = nn.LSTM(config.embedding, config.state, config.layers, dropout=between)
+
+    def embed(self, indices: Tensor) -> Tensor:
+        """The embedding is linear on a one-hot word and has a bias: ``W[:, w] + b``."""
+        return self.embedding.weight.T[indices] + self.embedding.bias
+
+    def forward(self, embeddings: Tensor, lengths: Tensor) -> Tensor:
+        """``embeddings (n, word, channel)`` and ``lengths (n,)`` -> ``(n, 2 * layers * state)``.
+
+        The state of an empty question is the LSTM's initial one, zero.
+        """
+        steps = self.drop(embeddings).tanh()
+        packed = pack_padded_sequence(
+            steps, lengths.cpu().clamp(min=1), batch_first=True, enforce_sorted=False
+        )
+        with self._differentiable_rnn():
+            _, (hidden, cell) = self.lstm(packed)
+        states = torch.stack([cell, hidden], 1).flatten(0, 1)  # c1, h1, c2, h2
+        return torch.where((lengths > 0).to(cell.device)[:, None], torch.cat([*states], 1), 0)
+
+    def _differentiable_rnn(self) -> AbstractContextManager[Any]:
+        """cuDNN's LSTM has no backward pass in eval mode; PyTorch's own kernel has."""
+        if torch.is_grad_enabled() and not self.training:
+            return torch.backends.cudnn.flags(enabled=False)
+        return nullcontext()
+
+
+class Image(nn.Module):
+    """The trunk's map -> fully connected features, L2-normalised."""
+
+    def __init__(self, inputs: int, config: DeeperLSTMConfig) -> None:
+        super().__init__()
+        self.pool = nn.MaxPool2d(config.pool)
+        self.fully = nn.Sequential()
+        for width in config.fully:
+            self.fully.append(nn.Linear(inputs, width))
+            self.fully.append(nn.ReLU())
+            self.fully.append(nn.Dropout(config.dropout))
+            inputs = width
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(n, channel, y, x)`` -> ``(n, width)`` of length one. As published, the norm has no
+        epsilon: an image whose features are all zero has no answer."""
+        seen = self.fully(self.pool(features).flatten(1))
+        return seen / seen.norm(dim=1, keepdim=True)
+
+
+class DeeperLSTM(CombineModel):
+    """``answer(tanh(W_q q) * tanh(W_i i))`` with ``q`` of a two-layer LSTM and ``i`` the
+    normalised features of a network whose fully connected layers belong to the head, so that the
+    trunk's output is the last convolutional map.
+
+    Fresh instances have random weights and are trainable; ``ModelSpec.build`` freezes them.
+    """
+
+    config: DeeperLSTMConfig
+
+    def __init__(self, config: DeeperLSTMConfig) -> None:
+        super().__init__()
+        channels, height, width = trunk_shape(config.trunk, config.channels, config.image_size)
+        self.config = config
+        self.answers = config.answers
+        self.geometry = Geometry(
+            input_height=config.image_size,
+            input_width=config.image_size,
+            feature_height=height,
+            feature_width=width,
+            combine=config.combine,
+        )
+        self._word_index = {word: i for i, word in enumerate(config.words)}
+        self.trunk_net = TRUNKS[config.trunk](config.channels)
+        self.image = Image(channels * (height // config.pool) * (width // config.pool), config)
+        self.question = Question(config)
+        seen = config.fully[-1]
+        self.drop = nn.Dropout(config.dropout)
+        self.question_in = nn.Linear(2 * config.layers * config.state, config.combine)
+        self.image_in = nn.Linear(seen, config.combine)
+        self.answer = nn.Linear(config.combine, len(config.answers))
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
+        """The whole image is seen. Pillow's bilinear filter averages where it shrinks; the
+        published code's (Torch's) picks single pixels."""
+        height, width = image.shape[:2]
+        crop = square_crop(height, width, self.config.image_size, 1.0, "squash")
+        return to_canvas(image, crop), crop.frame(height, width)
+
+    def tokenise(self, question: str) -> Tokens:
+        return TOKENISERS[self.config.tokeniser](question)[: self.config.max_words]
+
+    def known(self, token: str) -> bool:
+        return token in self._word_index
+
+    def normalise(self, canvas: Tensor) -> Tensor:
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        pixels = (canvas.to(mean.dtype) - mean) / std
+        return pixels.flip(1) if self.config.bgr else pixels
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        return self.trunk_net(pixels)
+
+    def words(self, questions: Sequence[Tokens]) -> Words:
+        """As the contract says; at least one column, so that empty questions have a shape.
+        The lengths stay on the CPU, where packing a sequence needs them."""
+        unknown = self._word_index[UNKNOWN]
+        lengths = torch.tensor([len(tokens) for tokens in questions])
+        indices = torch.full((len(questions), max(1, int(lengths.max()))), unknown)
+        for row, tokens in zip(indices, questions, strict=True):
+            row[: len(tokens)] = torch.tensor([self._word_index.get(t, unknown) for t in tokens])
+        return Words(self.question.embed(indices.to(self.device)), lengths)
+
+    def encode(self, words: Words) -> Tensor:
+        return self.question(words.embeddings, words.lengths)
+
+    def combine(self, features: Tensor, states: Tensor) -> Tensor:
+        return self._image_side(features) * self._question_side(states)
+
+    def answer_from_combine(self, combined: Tensor) -> Tensor:
+        return self.answer(self.drop(combined))
+
+    def pool(self, features: Tensor, states: Tensor) -> Tensor:
+        """The image's side of the combine layer, the same for all questions."""
+        return self._image_side(features)[:, None].expand(-1, len(states), -1)
+
+    def classify(self, pooled: Tensor, states: Tensor) -> Tensor:
+        return self.answer_from_combine(pooled * self._question_side(states))
+
+    def _image_side(self, features: Tensor) -> Tensor:
+        return self.image_in(self.image(features)).tanh()
+
+    def _question_side(self, states: Tensor) -> Tensor:
+        return self.question_in(self.drop(states)).tanh()
+
+
+def save(model: DeeperLSTM, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Weights and configuration in one safetensors file that ``load`` reads back."""
+    save_model(model, model.config, path, FORMAT, dtype)
+
+
+def load(path: Path) -> DeeperLSTM:
+    """The model that ``save`` wrote, on the CPU."""
+    config = read_model(path, FORMAT, DeeperLSTMConfig, AGAIN)
+    return assemble(*config, path)
+
+
+def assemble(config: DeeperLSTMConfig, tensors: dict[str, Tensor], path: Path) -> DeeperLSTM:
+    """The model of this configuration with the weights of ``path``."""
+    model = DeeperLSTM(config)
+    load_weights(model, tensors, path, AGAIN)
+    return model
+
+
+def untrained(config: DeeperLSTMConfig, seed: int) -> DeeperLSTM:
+    """A model to try geometry, memory and speed on. Its maps explain nothing.
+
+    Weights are drawn from ``seed`` on the CPU without touching the global generator's state;
+    before a ReLU they keep the variance (He et al. 2015), so that sixteen layers of VGG do not
+    forget the image.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = DeeperLSTM(config)
+        for module in [*model.trunk_net.modules(), *model.image.modules()]:
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
