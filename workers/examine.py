@@ -18,6 +18,7 @@ from workers.fidelity import engine_options
 from workers.images import decode
 from workers.methods.base import ImageMethod, Row, Scene
 from workers.metrics.base import Scores
+from workers.objects import OUTAGE
 from workers.sweep.engine import Engine
 
 
@@ -95,7 +96,7 @@ class Examiner:
         outcome = guarded(lambda: self._scores(label, maps, scene))
         if not isinstance(outcome, Failed):
             yield Examined(label, maps, outcome)
-        elif isinstance(outcome.error, OSError):
+        elif isinstance(outcome.error, OUTAGE):
             raise outcome.error  # the store's fault, not the example's
         elif len(examples) == 1:
             yield Refused(examples[0], label, outcome.error)
