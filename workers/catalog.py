@@ -26,6 +26,7 @@ from workers.metrics.base import Metric
 from workers.metrics.rank_correlation import RankCorrelation
 from workers.metrics.tang_yuan import TangYuan
 from workers.models.base import ModelSpec
+from workers.models.own import PythonSpec
 from workers.models.specs import DemoSpec, EasyVQASpec, KazemiSpec
 
 DATASETS: dict[str, type[Dataset]] = {
@@ -39,6 +40,7 @@ MODELS: dict[str, type[ModelSpec]] = {
     "demo": DemoSpec,
     "easy_vqa": EasyVQASpec,
     "kazemi": KazemiSpec,
+    "python": PythonSpec,
 }
 METHODS: dict[str, type[Method]] = {
     "occlusion": Occlusion,
