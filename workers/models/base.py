@@ -74,6 +74,8 @@ class VQAModel(nn.Module, ABC):
     answers: tuple[str, ...]
     """The answer vocabulary; an answer index is a position in it."""
     geometry: Geometry
+    about: str = ""
+    """What a person should know of it: what was found in its files, how it answers."""
     config: Frozen | None = None
     """Everything but the weights that decides the logits; part of the model's digest."""
 

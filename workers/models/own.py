@@ -206,7 +206,7 @@ class _Own(VQAModel):
         """A pass over a gray canvas: what the model can do, and whether it gives what it should."""
         canvas = torch.full((1, 3, self.size, self.size), 128.0, device=self.device)
         with torch.enable_grad():
-            logits = self.logits(canvas.requires_grad_(), [self.tokenise("what is this")])
+            logits = self.logits(canvas.requires_grad_().clone(), [self.tokenise("what is this")])
         self._found(logits.requires_grad)
 
     def _found(self, gradients: bool) -> None:
