@@ -46,6 +46,17 @@ def plan(
 
 
 @app.command()
+def check_model(recipe: Recipe, overrides: Overrides = []) -> None:  # noqa: B006
+    """Load a recipe's model and look at it: what it can do, whether it is deterministic and
+    indifferent to batch and padding, which methods will run. Ends with 1 if anything is wrong."""
+    from pipeline.check import check
+    from pipeline.recipe import read_recipe
+
+    if not report.print_model(check(read_recipe(recipe, overrides))):
+        raise typer.Exit(1)
+
+
+@app.command()
 def run(
     recipe: Recipe,
     out: Annotated[

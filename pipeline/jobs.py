@@ -181,13 +181,25 @@ def entrypoint(submission: Submission, job: str) -> list[str]:
     return ["python", "-m", "pipeline", "submitted", place, "--sha256", submission.digest]
 
 
-def copy_code(folder: Path) -> Path:
-    """The code a job runs, copied to ``folder``; refused above ``LIMIT``."""
+def own_code(submission: Submission) -> Path | None:
+    """The module or package of a model of one's own, where it lies in the working directory; one
+    that is installed must be installed on the cluster too."""
+    target = submission.recipe["model"].get("target")
+    if submission.recipe["model"]["name"] != "python" or not isinstance(target, str):
+        return None
+    top = Path.cwd() / target.partition(":")[0].partition(".")[0]
+    return next((path for path in (top, top.with_suffix(".py")) if path.exists()), None)
+
+
+def copy_code(folder: Path, own: Path | None = None) -> Path:
+    """The code a job runs, ``own`` beside it, copied to ``folder``; refused above ``LIMIT``."""
     root = Path(pipeline.__file__).parents[1]
-    for name in SHIPPED:
-        shutil.copytree(
-            root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*")
-        )
+    for source in (*(root / name for name in SHIPPED), *([own] if own else [])):
+        if source.is_file():
+            shutil.copy(source, folder)
+        else:
+            ignored = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree(source, folder / source.name, ignore=ignored)
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     if (total := sum(sizes.values())) > LIMIT:
         largest = max(sizes, key=lambda path: sizes[path])

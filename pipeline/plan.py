@@ -25,7 +25,7 @@ from workers.errors import UserError
 from workers.explain import stored_specs
 from workers.fidelity import engine_options, measure
 from workers.methods.base import ImageMethod, Method
-from workers.models.base import VQAModel
+from workers.models.base import Capability, VQAModel
 from workers.models.digest import weights_digest
 from workers.probe import forward_seconds, threads
 from workers.store import Store, fragment_key
@@ -46,6 +46,8 @@ class Plan:
     bad_records: list[BadRecord]
     passes_per_image: int
     """Trunk forward passes."""
+    shares: bool
+    """Whether one trunk pass serves all questions of an image."""
     backward_per_example: int
     """Trunk backward passes for one target; a wrong answer has a second one."""
     seconds_per_pass: float
@@ -74,8 +76,8 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Trunk forward passes still to make."""
-        return self.images_to_do * self.passes_per_image
+        """Trunk forward passes still to make; a black box makes them anew for every question."""
+        return (self.images_to_do if self.shares else self.examples_to_do) * self.passes_per_image
 
     @property
     def seconds(self) -> float:
@@ -83,7 +85,7 @@ class Plan:
         backward pass is taken for two forward ones."""
         timed = [c for choices in self.choices.values() for c in choices if c.seconds is not None]
         swept = sum(choice.passes for choice in timed)
-        rest = self.images_to_do * (self.passes_per_image - swept) + 2 * self.backward_passes
+        rest = self.passes - self.images_to_do * swept + 2 * self.backward_passes
         sweeping = self.images_to_do * sum(choice.seconds or 0 for choice in timed)
         return (rest * self.seconds_per_pass + sweeping) / self.config.resources.workers
 
@@ -151,6 +153,7 @@ def make_plan(config: RunConfig, out: Path | str | None) -> Plan:
         bad_records=dataset.bad_records(),
         checks=costs(config, model, scored),
         passes_per_image=1 + sum(m.passes(model.geometry) for m in methods.values()),
+        shares=Capability.SPLIT in model.provides,
         backward_per_example=len(
             frozenset().union(*(m.backward_passes() for m in methods.values()))
         ),
@@ -187,13 +190,27 @@ def _measured(
 def check_capabilities(methods: dict[str, Method], model: VQAModel) -> None:
     """Refuse a method that needs what the model does not provide."""
     for label, method in methods.items():
-        missing = sorted(method.needs - model.provides)
-        if missing:
-            raise UserError(
-                f"methods.{label} needs {', '.join(missing)}, which model "
-                f"{type(model).__name__} does not provide (it provides "
-                f"{', '.join(sorted(model.provides))}). Remove the method or choose another model."
-            )
+        if reason := obstacle(method, model):
+            raise UserError(f"methods.{label} {reason}")
+
+
+def obstacle(method: Method, model: VQAModel) -> str | None:
+    """Why a method cannot explain a model, and the remedy; None where it can."""
+    missing = sorted(method.needs - model.provides)
+    if missing:
+        return (
+            f"needs {', '.join(missing)}, which model {type(model).__name__} does not provide (it "
+            f"provides {', '.join(sorted(model.provides))}). Remove the method or choose another "
+            "model."
+        )
+    arrays = method.arrays(model.geometry) if isinstance(method, ImageMethod) else ()
+    if model.geometry.varies and any(spec.pixels for spec in arrays):
+        return (
+            "stores maps at the input's pixels, which must be equally many for all images, and "
+            f"the input of model {type(model).__name__} follows the image's shape. Give the model "
+            "an image_size (every image is squashed to it) or remove the method."
+        )
+    return None
 
 
 def method_definitions(

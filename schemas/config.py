@@ -16,10 +16,17 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")]
 
 
 class Component(BaseModel):
-    """A catalogue entry by name; every further key is an option of that entry."""
+    """A catalogue entry by name (``kind`` says the same); every further key is an option of it."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_is_name(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "kind" not in data or "name" in data:
+            return data
+        return {"name": data["kind"], **{key: data[key] for key in data if key != "kind"}}
 
     @property
     def options(self) -> dict[str, Any]:

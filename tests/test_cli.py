@@ -64,7 +64,17 @@ def written(config: RunConfig, folder: Path, **changes: object) -> Path:
 
 def test_help_names_every_command(call: Call) -> None:
     text = call("--help").stdout
-    for command in ("plan", "run", "evaluate", "status", "failures", "sheet", "explain", "demo"):
+    for command in (
+        "plan",
+        "check-model",
+        "run",
+        "evaluate",
+        "status",
+        "failures",
+        "sheet",
+        "explain",
+        "demo",
+    ):
         assert command in text
 
 

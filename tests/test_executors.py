@@ -1,7 +1,9 @@
 """Faults, with the number of attempts each costs. The workers here are real Ray actors."""
 
 import os
+import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from functools import partial
@@ -18,6 +20,7 @@ from schemas.config import Resources, RunConfig
 from schemas.example import Example
 from schemas.shard import Shard, Task
 from tests.conftest import Recipe
+from tests.own import classes
 from workers.crashes import Crashes
 from workers.errors import UserError
 from workers.explain import Explainer, Report
@@ -161,3 +164,19 @@ def test_image_that_kills_its_worker_twice_becomes_a_failure(
     ]
     explained = run.maps[(run.maps.status != "failed")]
     assert explained.question_id.nunique() == 24 - 3
+
+
+def test_workers_of_a_cluster_find_the_module_of_the_drivers_folder(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    source = Path(classes.__file__)
+    (tmp_path / "their_package").mkdir()
+    shutil.copy(source, tmp_path / "their_package" / "their_model.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = recipe(
+        model={"name": "python", "target": "their_package.their_model:Least"},
+        methods={"occlusion": {"grid": 2}},
+        resources={"executor": "ray", "workers": 1},
+    )
+    assert stages.run(config, tmp_path / "run").failed_examples == 0

@@ -51,7 +51,7 @@ def test_method_beyond_a_black_box_is_refused_with_both_sides() -> None:
     with pytest.raises(UserError) as error:
         check_capabilities(methods, BlackBox())
     assert str(error.value) == (
-        "methods.saliency needs gradients, split, which model BlackBox does not provide "
+        "methods.saliency needs gradients, which model BlackBox does not provide "
         "(it provides logits). Remove the method or choose another model."
     )
 

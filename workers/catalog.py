@@ -33,6 +33,7 @@ from workers.metrics.rank_correlation import RankCorrelation
 from workers.metrics.sparsity import Sparsity
 from workers.metrics.tang_yuan import TangYuan
 from workers.models.base import ModelSpec
+from workers.models.own import PythonSpec
 from workers.models.specs import (
     DeeperLSTMSpec,
     DemoLSTMSpec,
@@ -54,6 +55,7 @@ MODELS: dict[str, type[ModelSpec]] = {
     "easy_vqa": EasyVQASpec,
     "kazemi": KazemiSpec,
     "deeper_lstm": DeeperLSTMSpec,
+    "python": PythonSpec,
 }
 METHODS: dict[str, type[Method]] = {
     "occlusion": Occlusion,

@@ -37,5 +37,5 @@ def _pass(model: VQAModel, canvas: torch.Tensor) -> None:
     if isinstance(model, SplitModel):
         features = model.trunk(model.normalise(canvas))
     else:
-        features = model.logits(canvas, [()] * len(canvas))
+        features = model.logits(canvas, [model.tokenise("what is this")] * len(canvas))
     features.sum().item()

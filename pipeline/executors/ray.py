@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,6 +29,7 @@ from schemas.config import Resources
 from schemas.shard import Task
 from workers.errors import UserError
 from workers.explain import Report
+from workers.models.own import FOLDERS
 
 IN_FLIGHT = 2
 """Tasks an actor holds: one running, one waiting, so that it never idles."""
@@ -108,7 +110,7 @@ class _Pool:
             num_gpus=self.gpus,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(resources.threads)}},
+            runtime_env={"env_vars": _environment(resources)},
         )
         for _ in range(min(resources.workers, len(tasks))):
             self._start()
@@ -272,6 +274,13 @@ class Gauges:
         self._rate.set(self.examples / (time.monotonic() - self.began))
         if report.batch:
             self._batch.set(report.batch)
+
+
+def _environment(resources: Resources) -> dict[str, str]:
+    """A worker's threads, and where the driver finds modules of one's own: workers on its machine,
+    or with the same folders, find them there too."""
+    folders = [str(Path.cwd()), *filter(None, [os.environ.get(FOLDERS)])]
+    return {"OMP_NUM_THREADS": str(resources.threads), FOLDERS: os.pathsep.join(folders)}
 
 
 def _gpus(job: Job, resources: Resources) -> float:

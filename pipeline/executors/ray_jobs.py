@@ -17,7 +17,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from ray.util.state import list_nodes
 from ray.util.state.exception import RayStateApiException
 
-from pipeline.jobs import Submission, copy_code, entrypoint, record
+from pipeline.jobs import Submission, copy_code, entrypoint, own_code, record
 from schemas.config import Resources
 from workers.errors import UserError
 
@@ -93,7 +93,8 @@ class Cluster:
             taken = [str(job.submission_id) for job in self.client.list_jobs()]
         job = record(submission, taken)
         with tempfile.TemporaryDirectory() as folder, self._errors():
-            code = {"working_dir": str(copy_code(Path(folder)))} if ship else {}
+            shipped = copy_code(Path(folder), own_code(submission)) if ship else None
+            code = {"working_dir": str(shipped)} if shipped else {}
             self._send(submission, job, {**code, "env_vars": {"PYTHONUNBUFFERED": "1"}})
         return job
 

@@ -4,8 +4,10 @@ import sys
 from os.path import relpath
 
 import pandas as pd
+from rich.markup import escape
 from rich.table import Table
 
+from pipeline.check import ModelVerdict
 from pipeline.console import console
 from pipeline.dataset import Run
 from pipeline.plan import Plan
@@ -156,6 +158,28 @@ def print_verdict(root: Root, verdict: Verdict) -> int:
         mend = f"python run_pipeline.py retry {root} {shards}"
         console.print(f"[red]Compute them again:[/] {mend}", soft_wrap=True)
     return verdict.problems
+
+
+def print_model(verdict: ModelVerdict) -> bool:
+    """What it is, a line a check, a line a method; whether all is well."""
+    console.print(f"[bold]{verdict.name}[/]: {verdict.answers:,} answers, input {verdict.canvas}")
+    if verdict.about:
+        console.print(verdict.about, soft_wrap=True, markup=False)
+    console.print(f"provides {', '.join(verdict.capabilities)}")
+    table = Table("check", "", "found", "remedy", box=None)
+    for check in verdict.checks:
+        mark = "[green]ok[/]" if check.passed else "[red]FAILS[/]"
+        remedy = "" if check.passed else check.remedy
+        table.add_row(check.name, mark, escape(check.found), remedy)
+    console.print(table)
+    table = Table("method", "will run", "seconds an example", box=None)
+    for method in verdict.methods:
+        label = f"[bold]{method.label}[/]" if method.asked else method.label
+        seconds = "" if method.reason else f"{method.seconds:.3g}"
+        table.add_row(label, escape(method.reason or "yes"), seconds)
+    console.print(table)
+    console.print("(bold: the recipe's; one question and target, by plain passes: `plan` measures)")
+    return verdict.sound
 
 
 def print_compacted(root: Root, merged: dict[str, int]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from workers.methods.base import Scene, Score, scores
 from workers.methods.relu_rules import Rule, Trace, record
-from workers.models.base import CombineModel, Words
+from workers.models.base import Capability, CombineModel, Words
 from workers.sweep.batches import in_batches
 
 
@@ -28,15 +28,19 @@ def head_gradients(scene: Scene, score: Score, rule: Rule) -> HeadGradients:
 
     def compute() -> HeadGradients:
         trace = _head_trace(scene)
-        return HeadGradients(*trace.pull_back(_logit_gradients(scene, trace, score), rule))
+        answers = [row.answer for row in scene.rows]
+        return HeadGradients(*trace.pull_back(_logit_gradients(trace, answers, score), rule))
 
     return scene.once(("head gradients", score, rule), compute)
 
 
 def pixel_gradients(scene: Scene, score: Score, rule: Rule) -> Tensor:
-    """d score / d normalised pixels, ``(row, 3, y, x)``, every ReLU by ``rule``."""
+    """d score / d normalised pixels, ``(row, 3, y, x)``, every ReLU by ``rule``; of a model that
+    gives logits only, d score / d canvas."""
 
     def compute() -> Tensor:
+        if Capability.SPLIT not in scene.model.provides:
+            return _canvas_gradients(scene, score, rule)
         gradients = head_gradients(scene, score, rule).features[:, None]
         return in_batches(
             scene,
@@ -45,6 +49,19 @@ def pixel_gradients(scene: Scene, score: Score, rule: Rule) -> Tensor:
         )
 
     return scene.once(("pixel gradients", score, rule), compute)
+
+
+def _canvas_gradients(scene: Scene, score: Score, rule: Rule) -> Tensor:
+    """Straight through the model, a forward and a backward pass a row."""
+    canvas = scene.canvas[None].to(scene.model.dtype)
+
+    def compute(rows: slice) -> Tensor:
+        asked = [scene.questions[row.question] for row in scene.rows[rows]]
+        answers = [row.answer for row in scene.rows[rows]]
+        trace = record(lambda c: scene.model.logits(c, asked), canvas.repeat(len(asked), 1, 1, 1))
+        return trace.pull_back(_logit_gradients(trace, answers, score), rule)[0]
+
+    return in_batches(scene, len(scene.rows), compute)
 
 
 class WordGradients(NamedTuple):
@@ -104,10 +121,10 @@ def _head_trace(scene: Scene) -> Trace:
     return scene.once("head trace", compute)
 
 
-def _logit_gradients(scene: Scene, trace: Trace, score: Score) -> Tensor:
+def _logit_gradients(trace: Trace, answers: list[int], score: Score) -> Tensor:
     """d score / d logits ``(row, answer)``; softmax has no ReLU, so it is the same by any rule."""
-    answers = torch.tensor([row.answer for row in scene.rows], device=trace.output.device)
     logits = trace.output.detach().requires_grad_()
     with torch.enable_grad():
-        total = scores(logits, answers, score).sum()
+        own = torch.tensor(answers, device=logits.device)
+        total = scores(logits, own, score).sum()
     return torch.autograd.grad(total, logits)[0]

@@ -100,8 +100,8 @@ class Scene:
     def output(self) -> HeadOutput:
         """Clean logits and attention of every question."""
         if Capability.SPLIT not in self.model.provides:
-            canvas = self.canvas[None].expand(len(self.questions), -1, -1, -1)
-            return HeadOutput(self.model.logits(canvas, self.questions))
+            canvas = self.canvas[None].to(self.model.dtype)
+            return HeadOutput(self.model.answers_to_all(canvas, self.questions)[0])
         return self.answer(self.states)
 
     def answer(self, states: Tensor) -> HeadOutput:

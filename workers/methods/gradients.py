@@ -14,7 +14,8 @@ from workers.models.base import Capability, Geometry
 
 Reduction = Literal["abs_max", "abs_sum", "sum"]
 
-PIXELS = frozenset({Capability.SPLIT, Capability.GRADIENTS})
+PIXELS = frozenset({Capability.GRADIENTS})
+FEATURES = frozenset({Capability.SPLIT, Capability.GRADIENTS, Capability.FEATURE_MAP})
 
 
 class PixelMethod(ImageMethod, ABC):
@@ -44,7 +45,8 @@ class _Backpropagation(PixelMethod, ABC):
 
 
 class Saliency(_Backpropagation):
-    """``|d f / d I|`` with respect to the normalised pixels (Simonyan, Vedaldi and Zisserman 2014,
+    """``|d f / d I|`` with respect to the normalised pixels (of a model that does not show its
+    normalisation, the canvas) (Simonyan, Vedaldi and Zisserman 2014,
     "Deep Inside Convolutional Networks", section 3)."""
 
     rule: ClassVar[Rule] = "saliency"
@@ -75,7 +77,7 @@ class GradCam(ImageMethod):
     because a map that is zero everywhere is a legal outcome.
     """
 
-    needs: ClassVar[frozenset[Capability]] = PIXELS | {Capability.FEATURE_MAP}
+    needs: ClassVar[frozenset[Capability]] = FEATURES
 
     def arrays(self, geometry: Geometry) -> tuple[ArraySpec, ...]:
         shape = (geometry.feature_height, geometry.feature_width)
@@ -93,7 +95,7 @@ class GuidedGradCam(PixelMethod):
     Grad-CAM is scaled up bilinearly, cell centres kept (``align_corners=False``).
     """
 
-    needs: ClassVar[frozenset[Capability]] = PIXELS | {Capability.FEATURE_MAP}
+    needs: ClassVar[frozenset[Capability]] = FEATURES
 
     def backward_passes(self) -> frozenset[tuple[str, Score]]:
         return frozenset({("guided", self.score)})

@@ -26,7 +26,8 @@ class Capability(StrEnum):
     SPLIT = "split"
     """``trunk`` / ``words`` / ``encode`` / ``head``: late fusion, the trunk is question-free."""
     GRADIENTS = "gradients"
-    """Trunk and head are differentiable with respect to pixels, features and embeddings."""
+    """Logits are differentiable with respect to the canvas; of a split model, trunk and head with
+    respect to pixels, features and embeddings."""
     FEATURE_MAP = "feature_map"
     """The trunk's output is the last convolutional feature map, ``(n, channel, y, x)``."""
     ATTENTION = "attention"
@@ -40,6 +41,9 @@ class Geometry(Frozen):
 
     input_height: int
     input_width: int
+    varies: bool = False
+    """Canvases follow their image's shape and this is but a typical one; maps at the input's
+    pixels, which one array has to hold, are out of question then."""
     feature_height: int = 0
     feature_width: int = 0
     glimpses: int = 0
@@ -73,6 +77,8 @@ class VQAModel(nn.Module, ABC):
     answers: tuple[str, ...]
     """The answer vocabulary; an answer index is a position in it."""
     geometry: Geometry
+    about: str = ""
+    """What a person should know of it: what was found in its files, how it answers."""
     config: Frozen | None = None
     """Everything but the weights that decides the logits; part of the model's digest."""
 
@@ -92,6 +98,13 @@ class VQAModel(nn.Module, ABC):
     def logits(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
         """Canvas ``(n, 3, y, x)`` and n token sequences -> ``(n, answer)``. An empty question is
         allowed (all padding)."""
+
+    def answers_to_all(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
+        """Every question asked of every canvas ``(n, 3, y, x)`` -> ``(n, question, answer)``.
+
+        A model overrides it where its questions can share work, on the image above all.
+        """
+        return torch.stack([self.logits(canvas, [q] * len(canvas)) for q in questions], 1)
 
     def answer_index(self, answer: str | None) -> int | None:
         """Position of an answer in the vocabulary, or None when it is not there."""

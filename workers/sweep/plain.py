@@ -67,8 +67,7 @@ def pool(scene: Scene, canvases: Tensor) -> Tensor:
     if Capability.SPLIT in scene.model.provides:
         features = scene.split.trunk(scene.split.normalise(canvases))
         return scene.split.pool(features, scene.states)
-    questions = scene.questions
-    return torch.stack([scene.model.logits(canvases, [q] * len(canvases)) for q in questions], 1)
+    return scene.model.answers_to_all(canvases, scene.questions)
 
 
 def classify(scene: Scene, pooled: Tensor) -> Tensor:
