@@ -93,7 +93,8 @@ def combine_gradients(scene: Scene, score: Score) -> Tensor:
     def compute() -> Tensor:
         combined = combine_trace(scene).output
         trace = record(combine_model(scene).answer_from_combine, combined)
-        return trace.pull_back(_logit_gradients(scene, trace, score), "saliency")[0]
+        answers = [row.answer for row in scene.rows]
+        return trace.pull_back(_logit_gradients(trace, answers, score), "saliency")[0]
 
     return scene.once(("combine gradients", score), compute)
 
