@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def test_threads_and_version_are_part_of_the_machine(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert machine.fingerprint(CPU) != one
     assert torch.__version__ in one
+
+
+def test_other_work_of_the_processor_does_not_count_for_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of several threads only the wall knows how long they took together."""
+    for threads, clock in ((1, time.thread_time), (2, time.perf_counter)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert machine.clock(CPU) is clock
 
 
 GATHER = """

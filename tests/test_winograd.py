@@ -16,7 +16,9 @@ from workers.sweep import winograd as module
 from workers.sweep.convolve import Supports, eager
 from workers.sweep.intervals import Support
 from workers.sweep.operations import Convolution
-from workers.sweep.winograd import LANES, PANEL, POINTS, TRANSFORMS, suits, winograd
+from workers.sweep.tiles import SIDES, TRANSFORMS, cook_toom, points_of, tiling
+from workers.sweep.vectors import LANES, PANEL, STRIP
+from workers.sweep.winograd import suits, winograd
 
 C_IN, C_OUT = LANES, PANEL * LANES
 TOLERANCE = 1e-5
@@ -86,12 +88,28 @@ def test_equals_the_convolution(
     assert error(conv, y, x, other) < TOLERANCE
 
 
-@pytest.mark.parametrize(("size", "m"), [((2, 2), 2), ((6, 6), 3), ((14, 14), 4), ((1, 9), 3)])
-def test_tile_of_fewest_multiplications(size: tuple[int, int], m: int) -> None:
-    assert module._tile(size) == m
+SIZES = [(1, 1), (1, 9), (2, 13), (4, 4), (6, 6), (7, 11), (8, 14), (10, 17), (28, 29), (56, 57)]
 
 
-@pytest.mark.parametrize("m", POINTS)
+@pytest.mark.parametrize("size", SIZES)
+def test_tiles_cover_every_output_once(size: tuple[int, int]) -> None:
+    covered = np.zeros([length + 3 for length in size], int)
+    for part in tiling(size):
+        height, width = np.multiply(part.tile, part.number)
+        covered[part.corner[0] :, part.corner[1] :][:height, :width] += 1
+    assert (covered[: size[0], : size[1]] == 1).all()
+    assert covered.max() == 1
+
+
+@pytest.mark.parametrize(("length", "points"), [(4, 6), (6, 10), (13, 21), (14, 22), (28, 42)])
+def test_sides_are_covered_in_as_few_points_as_can_be(length: int, points: int) -> None:
+    """Every combination of tiles, by hand."""
+    parts = tiling((length, length))
+    multiplied = sum(np.prod(p.number) * np.prod([m + 2 for m in p.tile]) for p in parts)
+    assert multiplied == points**2
+
+
+@pytest.mark.parametrize("m", SIDES)
 def test_transforms_correlate(m: int) -> None:
     """``A^T [(G g) * (B^T d)]`` is ``sum_k g_k d_(i + k)``."""
     outputs, kernel, inputs = TRANSFORMS[m]
@@ -103,9 +121,14 @@ def test_transforms_correlate(m: int) -> None:
     assert all((a == b).all() for a, b in zip(rounded, (outputs, inputs), strict=True))
 
 
+def test_smaller_tiles_use_some_of_the_same_weights() -> None:
+    large = TRANSFORMS[4].kernel
+    np.testing.assert_array_equal(TRANSFORMS[3].kernel, large[points_of(3)])
+
+
 def test_smallest_transforms_are_those_of_the_paper() -> None:
     """Lavin and Gray 2016, equation 7, up to the signs of rows of B^T and G."""
-    outputs, kernel, inputs = TRANSFORMS[2]
+    outputs, kernel, inputs = cook_toom((0.0, 1.0, -1.0))
     expected = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]
     signs = np.diag([-1, 1, 1, -1])
     np.testing.assert_array_equal(signs @ inputs, expected)
@@ -119,7 +142,9 @@ def test_many_blocks_and_no_neighbours() -> None:
     """More tiles than a block holds; an image alone gives the same bits."""
     conv = convolution(padding=(1, 1), relu=True)
     x = images(9, C_IN, 29, 30)
-    assert 9 * module._tiles((29, 30), 4) > 2 * module.BLOCK * module.STRIP
+    parts = tiling((29, 30))
+    assert len(parts) == 4
+    assert 9 * max(np.prod(p.number) for p in parts) > 2 * module.BLOCK * STRIP
     y = winograd(conv, x, None, conv.supports)
     assert error(conv, y, x) < TOLERANCE
     for i in (0, 4, 8):
@@ -163,7 +188,7 @@ def test_threads_do_not_share_their_memory() -> None:
 
 def test_weights_are_kept_as_long_as_the_convolution() -> None:
     conv = convolution()
-    assert module._weights(conv, 4) is module._weights(conv, 4)
+    assert module._weights(conv) is module._weights(conv)
     kept = len(module._KEPT)
     del conv
     gc.collect()

@@ -5,6 +5,7 @@ pre-packed 1x1 convolution can take half or twice the time of a plain one), so e
 call tries all of them on a few windows.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -15,15 +16,17 @@ from torch import Tensor
 
 from workers.sweep import machine
 from workers.sweep.intervals import Support
-from workers.sweep.winograd import POINTS, suits, winograd
+from workers.sweep.tiles import WEIGHTS
+from workers.sweep.winograd import suits, winograd
 
 if TYPE_CHECKING:
     from workers.sweep.operations import Convolution
 
 Supports = tuple[Support, Support]
 Kernel = Callable[["Convolution", Tensor, Tensor | None, Supports], Tensor]
-TRIAL = 8
-"""Windows a trial runs on."""
+TRIAL, POSITIONS = 8, 4096
+"""Windows a trial runs on, fewer where they are large: one has so many positions, or all together
+have at most so many."""
 SIDE = 14
 """Output size that pre-packed weights are ordered for."""
 
@@ -88,14 +91,21 @@ def onednn(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype is torch.float32
 
 
+def _sample(x: Tensor, images: int | None = None) -> Tensor:
+    """As many images as a trial runs on, however many there are: a batch of one says little about
+    the batches of a sweep, which read the weights once for all their windows."""
+    images = images or max(1, min(TRIAL, POSITIONS // math.prod(x.shape[2:])))
+    return torch.cat([x[:images]] * -(-images // len(x)))[:images]
+
+
 def copies(conv: "Convolution", device: torch.device) -> float:
     """How many times a convolution's weights are held, at most: folded; in oneDNN's order with and
-    without padding, or transformed for every tile size."""
+    without padding, or transformed."""
     if not onednn(device, conv.weight.dtype):
         return 1
     transformed = conv.weight.new_empty(1, conv.weight.shape[1], 3, 3)
     if suits(conv, transformed, conv.acting(False)):
-        return 1 + sum((m + 2) ** 2 / 9 for m in POINTS)
+        return 1 + WEIGHTS
     return 3
 
 
@@ -142,8 +152,9 @@ class Kernels:
         self, candidates: list[Kernel], x: Tensor, other: Tensor | None, at: Supports
     ) -> float:
         """The position of the fastest."""
-        other = None if other is None else other[:TRIAL]
-        runs = [partial(kernel, self.conv, x[:TRIAL], other, at) for kernel in candidates]
+        x = _sample(x)
+        other = None if other is None else _sample(other, len(x))
+        runs = [partial(kernel, self.conv, x, other, at) for kernel in candidates]
         seconds = [machine.seconds(run, x.device, 2) for run in runs]
         return float(seconds.index(min(seconds)))
 
