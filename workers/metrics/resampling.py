@@ -70,10 +70,14 @@ def magnitudes(maps: Sequence[np.ndarray], side: int) -> np.ndarray:
 
 
 def magnitude_stack(maps: np.ndarray, side: int) -> np.ndarray:
-    """Finite signed maps ``(n, h, w)`` of one size -> ``|map|`` at another, float32
-    ``(n, side * side)``; ``magnitudes`` of many maps at once."""
+    """Finite signed maps ``(n, h, w)`` of one size -> what ``magnitudes`` makes of them, to the
+    last bit (float32 ``(n, side * side)``), many times as fast."""
+    n, height, width = maps.shape
     values = np.abs(maps)
-    if maps.shape[1:] != (side, side):
-        rows, columns = (axis_weights(size, side).toarray() for size in maps.shape[1:])
-        values = rows @ values.astype(np.float64) @ columns.T
-    return np.ascontiguousarray(values, np.float32).reshape(len(maps), side * side)
+    if (height, width) != (side, side):
+        rows, columns = axis_weights(height, side), axis_weights(width, side)
+        by_row = values.astype(np.float64).transpose(1, 0, 2).reshape(height, n * width)
+        by_column = (rows @ by_row).reshape(side, n, width).transpose(2, 0, 1)
+        scaled = columns @ by_column.reshape(width, side * n)
+        values = scaled.reshape(side, side, n).transpose(2, 1, 0)
+    return np.ascontiguousarray(values, np.float32).reshape(n, side * side)

@@ -18,7 +18,7 @@ from pipeline.studies.goyal2016.published import WITH_OCCLUSION
 from pipeline.studies.goyal2016.section import Section, reasons
 from pipeline.studies.stacks import stacks
 from pipeline.studies.summary import Bootstrap
-from workers.metrics.ranks import rank
+from workers.metrics.ranks import rank_rows
 from workers.metrics.resampling import magnitude_stack
 
 SIDE = 14
@@ -52,19 +52,22 @@ def section(evidence: Evidence) -> Section:
         return Section(missing=("Agreement between methods needs maps of two methods or more.",))
     sampled = sample(evidence.run, rows, evidence.bootstrap.seed)
     of = f"{sampled['image_id'].nunique():,} of {rows['image_id'].nunique():,} images"
+    names = {label: d.name for label, d in evidence.run.definitions.items()}
+    ranks = {str(label): row_ranks(evidence.run, own) for label, own in sampled.groupby("method")}
     parts: list[Part] = []
     findings: list[Finding] = []
-    for target, own in sampled.groupby("target", sort=True):
-        questions = own[["question_id", "image_id"]].drop_duplicates().reset_index(drop=True)
-        ranks = {
-            str(label): ranked(evidence.run, maps, questions["question_id"])
-            for label, maps in own.groupby("method", sort=True)
-        }
-        names = {label: evidence.run.definitions[label].name for label in ranks}
-        frame = pair_table(ranks, questions["image_id"].to_numpy(), names, evidence.bootstrap)
-        caption = _caption(str(target), of, evidence.bootstrap.level)
-        parts += [_picture(frame, str(target), caption), _table(frame, str(target), caption)]
-        findings += sentences(frame, str(target))
+    for target in sorted(sampled["target"].unique()):
+        own = sampled[sampled["target"] == target]
+        questions = own[["question_id", "image_id"]].drop_duplicates().set_index("question_id")
+        frame = pair_table(
+            {label: of_target(frame, target, questions.index) for label, frame in ranks.items()},
+            questions["image_id"].to_numpy(),
+            names,
+            evidence.bootstrap,
+        )
+        caption = _caption(target, of, evidence.bootstrap.level)
+        parts += [_picture(frame, target, caption), _table(frame, target, caption)]
+        findings += sentences(frame, target)
     return Section(tuple(parts), tuple(findings))
 
 
@@ -86,14 +89,19 @@ def _map_bytes(run: Run, path: str) -> int:
     return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize * len(run.record.targets)
 
 
-def ranked(run: Run, rows: pd.DataFrame, questions: pd.Series) -> Ranks:
-    """One method's maps of one target as ranks, in the order of ``questions``."""
-    values = np.full((len(questions), SIDE * SIDE), np.nan, np.float32)
-    places = pd.Index(questions)
+def row_ranks(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
+    """One method's maps of all targets as ranks: ``(target, question_id)`` by cell, float32."""
+    keys, ranks = [], []
     for part, maps in stacks(run, rows):
-        own = rank(magnitude_stack(maps, SIDE))
-        values[places.get_indexer(part["question_id"])] = [r.ranks for r in own]
-    return Ranks(values)
+        keys.append(part[["target", "question_id"]])
+        ranks.append(rank_rows(magnitude_stack(maps, SIDE)).astype(np.float32))
+    return pd.DataFrame(np.concatenate(ranks), pd.MultiIndex.from_frame(pd.concat(keys)))
+
+
+def of_target(ranks: pd.DataFrame, target: str, questions: pd.Index) -> Ranks:
+    """The ranks of one target, in the order of ``questions``."""
+    wanted = pd.MultiIndex.from_product([[target], questions])
+    return Ranks(ranks.reindex(wanted).to_numpy())
 
 
 def pair_table(

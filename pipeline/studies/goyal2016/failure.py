@@ -27,6 +27,8 @@ from pipeline.studies.summary import Bootstrap
 FEWEST = 10
 """Right answers, and wrong ones, below which nothing is fitted."""
 FOLDS = 5
+SOLVER = "newton-cholesky"
+"""A few steps where there are many more examples than features."""
 REFITS = 200
 """Resamples of images behind the coefficients' intervals."""
 MAPS, PAPER, SURE, BOTH = (
@@ -130,7 +132,7 @@ def out_of_fold(features: np.ndarray, data: Labelled, seed: int) -> np.ndarray:
 
 def regression() -> Pipeline:
     """Standardised features, an L2 penalty of 1."""
-    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return make_pipeline(StandardScaler(), LogisticRegression(solver=SOLVER))
 
 
 def prediction_table(
@@ -240,7 +242,7 @@ def refitted(values: np.ndarray, data: Labelled, bootstrap: Bootstrap) -> np.nda
         weights = np.append(drawn, np.zeros(codes.max() + 1 - len(drawn)))[codes]
         kept = weights > 0
         if len(np.unique(data.right[kept])) == 2:
-            model = LogisticRegression(max_iter=1000)
+            model = LogisticRegression(solver=SOLVER)
             found.append(model.fit(scaled[kept], data.right[kept], weights[kept]).coef_[0])
     return np.array(found)
 
