@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from workers.datasets.shapes import Shapes
 from workers.datasets.vqa_cp import VQACP
@@ -375,3 +376,40 @@ def test_palette_look_alikes_are_neighbours_on_the_ring():
             gap = (names.index(thing.color) - names.index(thing.alike)) % len(names)
             assert gap in (1, len(names) - 1)
             assert 0 <= thing.blend <= DIFFICULTIES["hard"].alike_blend[1] < 0.5
+
+
+# --- pairs ----------------------------------------------------------------------------------
+
+
+def test_pairs_have_one_answer_and_different_things():
+    drawn = [sample(7, "val2014", number, "standard", 4, pairs=True) for number in range(SCENES)]
+    pairs = Counter()
+    for one in drawn:
+        things, (first, second, *others) = one.scene.things, one.asked
+        assert first.exact == second.exact
+        assert type(first.question) is type(second.question)
+        assert not first.question.evidence(things) & second.question.evidence(things)
+        assert not (first.mask & second.mask).any()
+        assert len({asked.question for asked in one.asked}) == len(one.asked) == 4
+        pairs[first.question.kind] += 1
+        pairs["two"] += others[0].exact == others[1].exact
+    assert min(pairs["color"], pairs["shape"], pairs["two"]) > 3
+
+
+def test_pairs_change_nothing_where_they_are_not_asked_for(tmp_path):
+    """The marker's bytes neither: a world that was written before the option is still known."""
+    write_world(tmp_path, WorldConfig(scenes=1))
+    assert set(json.loads((tmp_path / "shapes_val2014.json").read_text())) == {
+        *("split", "scenes", "questions_per_image", "seed", "difficulty", "version")
+    }
+    plain = sample(0, "val2014", 0, "standard", 3)
+    assert np.array_equal(plain.scene.image, Image.open(next(tmp_path.glob("val2014/*"))))
+    with pytest.raises(UserError, match="pairs False, not pairs True"):
+        write_world(tmp_path, WorldConfig(scenes=1, pairs=True))
+    write_world(tmp_path / "pairs", WorldConfig(scenes=1, pairs=True))
+    write_world(tmp_path / "pairs", WorldConfig(scenes=1, pairs=True))
+
+
+def test_pairs_need_two_questions():
+    with pytest.raises(ValidationError, match="pairs need questions_per_image of 2 or more"):
+        WorldConfig(pairs=True, questions_per_image=1)

@@ -1,12 +1,14 @@
-"""Trains the small models whose weights are shipped: the embedded world's and easy-VQA's.
+"""Trains the small models whose weights are shipped: the embedded world's two and easy-VQA's.
 
     python -m workers.train demo
+    python -m workers.train demo-lstm
     python -m workers.train easy-vqa
 
 As Kazemi and Elqursh (2017): soft cross-entropy against what the annotators said, a trunk that is
 pre-trained (here to name what each cell of the image shows, there on ImageNet). Ours differs in
-that the trunk is then trained along, once an image for all its questions. Beside each model a
-question-only baseline is trained the same way, its image features zeroed.
+that the trunk is then trained along, once an image for all its questions; the second model of the
+embedded world takes the first one's trunk and adds a block. Beside each model a question-only
+baseline is trained the same way, its image features zeroed.
 """
 
 import sys
@@ -29,9 +31,12 @@ from schemas.limits import Limits
 from workers.datasets.easy_vqa import EasyVQA
 from workers.errors import UserError
 from workers.images import decode
-from workers.models.kazemi import Kazemi, KazemiConfig, feature_shape, save
+from workers.models import deeper_lstm
+from workers.models.deeper_lstm import UNKNOWN, DeeperLSTM, DeeperLSTMConfig
+from workers.models.kazemi import Kazemi, KazemiConfig, feature_shape, load, save
 from workers.models.specs import WEIGHTS
 from workers.models.tokenisers import TOKENISERS
+from workers.models.trunks import trunk_shape
 from workers.world.sample import sample
 from workers.world.scene import HUES, SHAPES, SIDE, Scene
 
@@ -46,7 +51,15 @@ NOTHING = 0.2
 PRETRAINING = 16_000
 """Scenes that the trunk is pre-trained on; it names cells well after a few thousand."""
 
+ADDED = 128
+"""Width of the block that the second model adds to the first one's trunk."""
+SOME = 1000
+"""Scenes in memory as pixels while their features are computed."""
+
 app = typer.Typer(add_completion=False, help=__doc__)
+
+
+Trainable = Kazemi | DeeperLSTM
 
 
 class Item(NamedTuple):
@@ -63,10 +76,12 @@ class Corpus:
     """Images in memory, and each one's questions."""
 
     images: Tensor
-    """uint8 ``(image, 3, y, x)``."""
+    """uint8 ``(image, 3, y, x)``; or what the first layers make of them, float16."""
     items: list[list[Item]]
     cells: Tensor | None = None
     """What each cell shows: hue and shape, 0 for nothing; int64 ``(image, 2, y, x)``."""
+    depth: int = 0
+    """Layers of the trunk that ``images`` have been through."""
 
     def first(self, images: int) -> "Corpus":
         cells = None if self.cells is None else self.cells[:images]
@@ -87,14 +102,19 @@ class Training(Frozen):
 
 
 def shapes_corpus(
-    seed: int, split: str, scenes: int, difficulty: str = "standard", questions: int = 6
+    seed: int,
+    split: str,
+    scenes: int,
+    difficulty: str = "standard",
+    questions: int = 6,
+    first: int = 0,
 ) -> Corpus:
-    """Scenes of the embedded world: the very ones that ``write_world`` writes."""
+    """Scenes of the embedded world from ``first`` on: the very ones that ``write_world`` writes."""
     images = torch.empty(scenes, 3, SIDE, SIDE, dtype=torch.uint8)
     cells = torch.empty(scenes, 2, SIDE // CELL, SIDE // CELL, dtype=torch.long)
     items = []
     for number in range(scenes):
-        drawn = sample(seed, split, number, difficulty, questions)
+        drawn = sample(seed, split, first + number, difficulty, questions)
         images[number] = torch.from_numpy(drawn.scene.image).permute(2, 0, 1)
         cells[number] = torch.from_numpy(cell_names(drawn.scene))
         items.append([Item(a.text, a.question.kind, tuple(a.given), a.label) for a in drawn.asked])
@@ -127,8 +147,7 @@ def easy_vqa_corpus(root: Path, split: str) -> Corpus:
 def small_model(corpus: Corpus, seed: int) -> Kazemi:
     """A fresh small Kazemi-Elqursh model whose vocabularies are the corpus's."""
     torch.manual_seed(seed)
-    items = list(chain.from_iterable(corpus.items))
-    words = chain.from_iterable(map(TOKENISERS[TOKENISER], {item.text for item in items}))
+    words, answers = vocabularies(corpus)
     model = Kazemi(
         KazemiConfig(
             trunk="small",
@@ -142,12 +161,67 @@ def small_model(corpus: Corpus, seed: int) -> Kazemi:
             hidden=256,
             dropout=0.0,
             tokeniser=TOKENISER,
-            words=tuple(sorted(set(words))),
-            answers=tuple(sorted(set(chain.from_iterable(item.given for item in items)))),
+            words=tuple(words),
+            answers=tuple(answers),
         )
     )
     _start_at_unit_scale(model)
     return model
+
+
+def vocabularies(corpus: Corpus) -> tuple[list[str], list[str]]:
+    """The corpus's question words and answers, in order."""
+    items = list(chain.from_iterable(corpus.items))
+    words = chain.from_iterable(map(TOKENISERS[TOKENISER], {item.text for item in items}))
+    answers = chain.from_iterable(item.given for item in items)
+    return sorted(set(words)), sorted(set(answers))
+
+
+def small_lstm(first: Kazemi, corpus: Corpus, seed: int) -> DeeperLSTM:
+    """A fresh small Deeper LSTM Q + norm I, whose trunk is that of ``first`` and one more block."""
+    torch.manual_seed(seed)
+    words, answers = vocabularies(corpus)
+    model = DeeperLSTM(
+        DeeperLSTMConfig(
+            trunk="small",
+            channels=(*first.config.channels, ADDED),
+            image_size=first.config.image_size,
+            bgr=False,
+            mean=tuple(255 * value for value in first.config.mean),
+            std=tuple(255 * value for value in first.config.std),
+            pool=3,
+            fully=(256,),
+            embedding=64,
+            state=128,
+            combine=512,
+            dropout=0.0,
+            tokeniser=TOKENISER,
+            words=(*words, UNKNOWN),
+            answers=tuple(answers),
+        )
+    )
+    with torch.no_grad():  # as in _start_at_unit_scale: the image vector has length one
+        model.image_in.weight *= model.config.fully[-1] ** 0.5
+    known = _layers(first)
+    _layers(model)[: len(known)].load_state_dict(known.state_dict())
+    return model
+
+
+def _layers(model: Trainable) -> nn.Sequential:
+    """The small trunk's stem and blocks."""
+    return nn.Sequential(*model.trunk_net.children())
+
+
+@torch.inference_mode()
+def seen_by(first: Kazemi, seed: int, split: str, scenes: int, difficulty: str) -> Corpus:
+    """Scenes as a trained trunk hands them on, drawn and dropped some at a time."""
+    maps, items = [], []
+    for start in range(0, scenes, SOME):
+        some = shapes_corpus(seed, split, min(SOME, scenes - start), difficulty, first=start)
+        for images in torch.arange(len(some.items)).split(64):
+            maps.append(trunk_features(first, some, images.tolist()).half())
+        items += some.items
+    return Corpus(torch.cat(maps), items, depth=len(_layers(first)))
 
 
 def _start_at_unit_scale(model: Kazemi) -> None:
@@ -181,7 +255,7 @@ def pretrain_trunk(model: Kazemi, corpus: Corpus, how: Training) -> list[float]:
     return _descend(nn.ModuleList([model.trunk_net, probe]), len(corpus.items), how, loss)
 
 
-def train(model: Kazemi, corpus: Corpus, how: Training, blind: bool = False) -> list[float]:
+def train(model: Trainable, corpus: Corpus, how: Training, blind: bool = False) -> list[float]:
     """Train the whole model, in place; the loss of every step.
 
     The loss of a question is the cross-entropy to the shares of its annotators' answers. ``blind``
@@ -230,26 +304,35 @@ def _batches(images: int, how: Training) -> Iterator[list[int]]:
             yield batch.tolist()
 
 
-def trunk_features(model: Kazemi, corpus: Corpus, images: list[int]) -> Tensor:
+def trunk_features(model: Trainable, corpus: Corpus, images: list[int]) -> Tensor:
     """The features of some images, ``(image, channel, y, x)``."""
+    if corpus.depth:
+        return _layers(model)[corpus.depth :](corpus.images[images].float())
     pixels = model.normalise(corpus.images[images].float())
     return model.trunk(pixels.contiguous(memory_format=torch.channels_last))
 
 
-def logits(model: Kazemi, corpus: Corpus, images: list[int], blind: bool) -> Tensor:
+def logits(model: Trainable, corpus: Corpus, images: list[int], blind: bool) -> Tensor:
     """All questions of some images: ``(question, answer)``. Equal questions are read once."""
     asked = [model.tokenise(item.text) for i in images for item in corpus.items[i]]
     distinct = {tokens: row for row, tokens in enumerate(dict.fromkeys(asked))}
     states = model.encode(model.words(list(distinct)))[[distinct[tokens] for tokens in asked]]
     if blind:
-        channels = feature_shape(model.config)[0]
-        return model.head(torch.zeros(len(asked), channels, 1, 1), states).logits
+        return model.head(torch.zeros(len(asked), *_blank(model)), states).logits
     repeats = torch.tensor([len(corpus.items[i]) for i in images])
     features = trunk_features(model, corpus, images).repeat_interleave(repeats, 0)
     return model.head(features, states).logits
 
 
-def answer_shares(model: Kazemi, corpus: Corpus, images: list[int]) -> Tensor:
+def _blank(model: Trainable) -> tuple[int, int, int]:
+    """Channels, height and width of features that show nothing; attention over equal cells is
+    attention over one."""
+    config = model.config
+    shape = trunk_shape(config.trunk, config.channels, config.image_size)
+    return (shape[0], 1, 1) if isinstance(model, Kazemi) else shape
+
+
+def answer_shares(model: Trainable, corpus: Corpus, images: list[int]) -> Tensor:
     """The share of each answer among a question's annotators: ``(question, answer)``."""
     items = [item for i in images for item in corpus.items[i]]
     shares = torch.zeros(len(items), len(model.answers))
@@ -269,7 +352,7 @@ class Judged(NamedTuple):
     confidence: float
 
 
-def judge(model: Kazemi, corpus: Corpus, blind: bool = False) -> list[Judged]:
+def judge(model: Trainable, corpus: Corpus, blind: bool = False) -> list[Judged]:
     """The model's answers to every question of a corpus."""
     judged = []
     with torch.inference_mode():
@@ -338,6 +421,34 @@ def demo(
         print_accuracy(f"1,000 held-out scenes, {difficulty}", seeing, blind)
     demo_examples = shapes_corpus(1, "val2014", 200, "hard", questions=3)
     print(f"\nexamples of recipes/demo.yaml: {crossings(judge(model, demo_examples))}")
+    print(f"wrote {out}")
+
+
+@app.command()
+def demo_lstm(
+    first: Path = WEIGHTS / "demo.safetensors",
+    out: Path = WEIGHTS / "demo_lstm.safetensors",
+    scenes: int = 24_000,
+    epochs: int = 10,
+    seed: int = 0,
+) -> None:
+    """The embedded world's model with a combine layer, on the first model's trunk."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    trained = load(first).eval()
+    print(f"drawing {scenes} scenes, and what the trunk of {first.name} makes of them")
+    corpus = seen_by(trained, seed, "train2014", scenes, "standard")
+    how = Training(epochs=epochs, batch=32, learning_rate=3e-3, seed=seed)
+    model, baseline = (small_lstm(trained, corpus, seed) for _ in range(2))
+    print("training the added block and the head")
+    train(model, corpus, how)
+    deeper_lstm.save(model, out, torch.float16)
+    print("training the question-only baseline")
+    train(baseline, corpus, how, blind=True)
+    shipped = deeper_lstm.load(out).eval()
+    for difficulty in ("standard", "hard"):
+        held_out = seen_by(trained, seed, "val2014", 1000, difficulty)
+        seeing, blind = judge(shipped, held_out), judge(baseline, held_out, blind=True)
+        print_accuracy(f"1,000 held-out scenes, {difficulty}", seeing, blind)
     print(f"wrote {out}")
 
 

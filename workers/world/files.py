@@ -9,13 +9,13 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import typer
 from filelock import FileLock
 from PIL import Image
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from schemas.base import Frozen
 from workers.errors import UserError
@@ -58,12 +58,25 @@ class WorldConfig(Frozen):
     """Three, as in VQA v1."""
     seed: int = Field(default=0, ge=0)
     difficulty: Literal["standard", "hard"] = "standard"
+    pairs: bool = False
+    """Questions come two and two: the same answer about different objects. A scene that allows no
+    such pair is drawn again."""
+
+    @model_validator(mode="after")
+    def _two(self) -> Self:
+        if self.pairs and self.questions_per_image < 2:
+            raise ValueError("pairs need questions_per_image of 2 or more")
+        return self
 
 
 class Marker(WorldConfig):
     """What the marker file of a split says."""
 
     version: int = VERSION
+
+    def text(self) -> str:
+        """As JSON; ``pairs`` only where it is asked for, as in files older than the option."""
+        return self.model_dump_json(indent=1, exclude=None if self.pairs else {"pairs"})
 
 
 class Places:
@@ -94,7 +107,7 @@ def write_world(root: Path, config: WorldConfig) -> None:
             _refuse_another(places.marker, marker)
             return
         _clear(places)
-        places.unfinished.write_text(marker.model_dump_json(indent=1))
+        places.unfinished.write_text(marker.text())
         _write(places, config)
         places.unfinished.replace(places.marker)
 
@@ -135,7 +148,12 @@ def _write(places: Places, config: WorldConfig) -> None:
     annotations: list[Record] = []
     for number in range(config.scenes):
         drawn = sample(
-            config.seed, config.split, number, config.difficulty, config.questions_per_image
+            config.seed,
+            config.split,
+            number,
+            config.difficulty,
+            config.questions_per_image,
+            config.pairs,
         )
         image_id = FIRST_IMAGE[config.split] + number
         Image.fromarray(drawn.scene.image).save(places.image(image_id))

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations, product
+from itertools import combinations, permutations, product
 from typing import ClassVar
 
 import numpy as np
@@ -244,15 +244,45 @@ KINDS: dict[str, type[Question]] = {
 }
 
 
+def same_answer_pairs(things: Sequence[Thing]) -> list[tuple[Question, Question]]:
+    """Questions of one kind and one exact answer about different things: two shapes that have the
+    same color, or two colors that have the same shape."""
+    view = plain_view(things)
+    return [
+        pair
+        for kind in (Color, Shape)
+        for pair in combinations(kind.proposals(things), 2)
+        if pair[0].answer(view) == pair[1].answer(view)
+    ]
+
+
+def ask_pairs(rng: np.random.Generator, things: Sequence[Thing], count: int) -> list[Question]:
+    """At most ``count`` different questions, pair after pair."""
+    pairs = same_answer_pairs(things)
+    asked: list[Question] = []
+    for number in rng.permutation(len(pairs)):
+        if len(asked) + 2 <= count and not set(pairs[number]) & set(asked):
+            asked += pairs[number]
+    return asked
+
+
 def ask(
-    rng: np.random.Generator, things: Sequence[Thing], frequency: dict[str, float], count: int
+    rng: np.random.Generator,
+    things: Sequence[Thing],
+    frequency: dict[str, float],
+    count: int,
+    first: Sequence[Question] = (),
 ) -> list[Question]:
-    """Different questions about one scene; within a kind every possible answer is as likely.
+    """Different questions about one scene, beginning with ``first``; within a kind every possible
+    answer is as likely.
 
     Fewer than ``count`` only when the scene allows no more.
     """
-    left = {kind: list(KINDS[kind].proposals(things)) for kind in frequency}
-    asked: list[Question] = []
+    left = {
+        kind: [question for question in KINDS[kind].proposals(things) if question not in first]
+        for kind in frequency
+    }
+    asked = list(first)
     while len(asked) < count and any(left.values()):
         kinds = [kind for kind in frequency if left[kind]]
         weights = np.array([frequency[kind] for kind in kinds])

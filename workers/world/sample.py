@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from workers.world.annotators import answers, label, views
-from workers.world.questions import Question, View, ask, plain_view
+from workers.world.questions import (
+    Question,
+    View,
+    ask,
+    ask_pairs,
+    plain_view,
+    same_answer_pairs,
+)
 from workers.world.scene import DIFFICULTIES, Scene, draw_scene
 
 STREAMS = {"train2014": 0, "val2014": 1}
@@ -36,13 +43,22 @@ class Sample:
     asked: list[Asked]
 
 
-def sample(seed: int, split: str, number: int, difficulty: str, questions: int) -> Sample:
-    """The ``number``-th image of a split; it does not depend on how many others there are."""
+def sample(
+    seed: int, split: str, number: int, difficulty: str, questions: int, pairs: bool = False
+) -> Sample:
+    """The ``number``-th image of a split; it does not depend on how many others there are.
+
+    With ``pairs`` its questions come two and two, as far as the scene allows: the same answer
+    about different things. A scene that does not allow one pair is drawn again.
+    """
     rng = np.random.default_rng([seed, STREAMS[split], number])
     level = DIFFICULTIES[difficulty]
     scene = draw_scene(rng, level)
+    while pairs and not same_answer_pairs(scene.things):
+        scene = draw_scene(rng, level)
     seen = views(rng, scene.things)
-    posed = ask(rng, scene.things, level.questions, questions)
+    first = ask_pairs(rng, scene.things, questions) if pairs else []
+    posed = ask(rng, scene.things, level.questions, questions, first)
     return Sample(scene, [_answered(question, scene, seen) for question in posed])
 
 
