@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -133,15 +133,18 @@ class Evaluator:
         frame: Frame,
         maps: list[MapRow],
     ) -> list[MetricRow]:
-        humans = [cut(human, frame) for human in self.dataset.human_maps(example)]
+        labels = {n: m for n, m in by_metric(task.labels).items() if n not in self.examiner.checks}
+        pairwise = any(isinstance(self.metrics[name], Metric) for name in labels)
+        given = self.dataset.human_maps(example) if pairwise else []
+        humans = [cut(human, frame) for human in given]
+        stored = self._candidates({m for methods in labels.values() for m in methods}, maps)
         rows: list[MetricRow] = []
-        for name, methods in by_metric(task.labels).items():
+        for name, methods in labels.items():
             metric = self.metrics[name]
-            own = [row for row in maps if row.method in methods]
+            candidates = [c for (method, _), c in stored.items() if method in methods]
             if isinstance(metric, MapMetric):
-                rows += self._alone(task, example, metric, [self._candidate(row) for row in own])
+                rows += self._alone(task, example, metric, candidates)
             elif isinstance(metric, Metric) and humans:
-                candidates = [self._candidate(row) for row in own]
                 prepared = [metric.prepare([human]) for human in humans]
                 if HUMAN in methods:
                     candidates += [Candidate(SHUFFLED, HUMAN, m) for m in self._decoy(decoy, frame)]
@@ -149,8 +152,15 @@ class Evaluator:
                 rows += self._against(task, example, metric, candidates, prepared)
         return rows
 
-    def _candidate(self, row: MapRow) -> Candidate:
-        return Candidate(row.method, row.target, self._values(row))
+    def _candidates(
+        self, methods: Collection[str], maps: list[MapRow]
+    ) -> dict[tuple[str, str], Candidate]:
+        """An example's maps, each read once for all metrics."""
+        own = [row for row in maps if row.method in methods]
+        return {
+            (row.method, row.target): Candidate(row.method, row.target, self._values(row))
+            for row in own
+        }
 
     def _values(self, row: MapRow) -> np.ndarray:
         """The stored primary array that an index row points at."""

@@ -29,17 +29,30 @@ class Bootstrap(Frozen):
         NaN values are left out. All columns see the same resamples; one in which a column has no
         value is left out for it, and a column with values in fewer than two clusters has no bounds.
         """
+        return self.bounds(self.resampled(values, clusters))
+
+    def resampled(self, values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
+        """Column means of every resample ``(resample, k)``, for statistics of several means.
+
+        NaN where a resample has no value of a column, and throughout a column with values in fewer
+        than two clusters.
+        """
+        if not values.size:
+            return np.full((1, values.shape[1]), np.nan)
         names, codes = np.unique(clusters, return_inverse=True)
         used = ~np.isnan(values)
         sums = _cluster_sums(np.where(used, values, 0), codes, len(names))
         counts = _cluster_sums(used.astype(np.float64), codes, len(names))
-        enough = (counts > 0).sum(axis=0) > 1
-        bounds = np.full((2, values.shape[1]), np.nan)
-        if enough.any():
-            sums, counts = sums[:, enough], counts[:, enough]
-            means = np.concatenate([_means(w, sums, counts) for w in self._weights(len(names))])
-            tail = (1 - self.level) / 2
-            bounds[:, enough] = np.nanquantile(means, [tail, 1 - tail], axis=0)
+        counts[:, (counts > 0).sum(axis=0) < 2] = 0
+        return np.concatenate([_means(w, sums, counts) for w in self._weights(len(names))])
+
+    def bounds(self, statistics: np.ndarray) -> np.ndarray:
+        """Percentile bounds ``(2, k)`` of statistics ``(resample, k)``; NaN for all-NaN columns."""
+        bounds = np.full((2, statistics.shape[1]), np.nan)
+        known = ~np.isnan(statistics).all(axis=0)
+        tail = (1 - self.level) / 2
+        if known.any():
+            bounds[:, known] = np.nanquantile(statistics[:, known], [tail, 1 - tail], axis=0)
         return bounds
 
     def _weights(self, clusters: int) -> Iterator[np.ndarray]:
