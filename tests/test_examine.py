@@ -21,7 +21,8 @@ from workers.errors import UserError
 from workers.models.base import VQAModel
 
 REPOSITORY = Path(__file__).parents[1]
-METHODS = {"occlusion": {"grid": 3}, "saliency": {}, "grad_cam": {}, "attention": {}}
+METHODS = {"occlusion": {"grid": 2}, "saliency": {}, "grad_cam": {}, "attention": {}}
+PLAIN = {"executor": "local", "engine": "plain"}
 METRICS = {
     "sparsity": {},
     "localisation": {},
@@ -33,7 +34,7 @@ KEY = ["question_id", "method", "target", "metric", "annotator"]
 
 
 def sections(**others: Any) -> dict[str, Any]:
-    return {"methods": METHODS, "metrics": METRICS, **others}
+    return {"methods": METHODS, "metrics": METRICS, "resources": PLAIN, **others}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_samples_are_of_the_examples_that_drew_the_lot(whole: Path) -> None:
 def test_other_shards_and_batches_change_nothing(
     shard_size: int, batch: int, recipe: Recipe, whole: Path, tmp_path: Path
 ) -> None:
-    resources = {"executor": "local", "batch": batch}
+    resources = {**PLAIN, "batch": batch}
     store = {"shard_size": shard_size}
     stages.run(recipe(**sections(store=store, resources=resources)), tmp_path / "run")
     stages.evaluate(tmp_path / "run")
@@ -99,7 +100,7 @@ def test_other_shards_and_batches_change_nothing(
 def test_workers_change_nothing(
     recipe: Recipe, whole: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
-    resources = {"executor": "ray", "workers": 2}
+    resources = {**PLAIN, "executor": "ray", "workers": 2}
     config = recipe(**sections(store={"shard_size": 7}, resources=resources))
     stages.run(config, tmp_path / "run")
     assert stages.evaluate(tmp_path / "run").tasks > 2

@@ -138,9 +138,12 @@ class Evaluator:
         frame: Frame,
         stored: list[Candidate],
     ) -> list[MetricRow]:
-        humans = [cut(human, frame) for human in self.dataset.human_maps(example)]
+        labels = self._labels(task)
+        pairwise = any(isinstance(self.metrics[name], Metric) for name in labels)
+        given = self.dataset.human_maps(example) if pairwise else []
+        humans = [cut(human, frame) for human in given]
         rows: list[MetricRow] = []
-        for name, methods in by_metric(task.labels).items():
+        for name, methods in labels.items():
             metric = self.metrics[name]
             candidates = [candidate for candidate in stored if candidate.method in methods]
             if isinstance(metric, MapMetric):
@@ -154,11 +157,19 @@ class Evaluator:
         return rows
 
     def _candidates(self, task: Task, maps: list[MapRow]) -> list[Candidate]:
-        wanted = {method for methods in by_metric(task.labels).values() for method in methods}
-        return [self._candidate(row) for row in maps if row.method in wanted]
+        """An example's maps, each read once for all metrics that score maps by themselves."""
+        labels = self._labels(task)
+        wanted = {method for methods in labels.values() for method in methods}
+        return [
+            Candidate(row.method, row.target, self._values(row))
+            for row in maps
+            if row.method in wanted
+        ]
 
-    def _candidate(self, row: MapRow) -> Candidate:
-        return Candidate(row.method, row.target, self._values(row))
+    def _labels(self, task: Task) -> dict[str, list[str]]:
+        """Metric -> methods, without what the examiner does."""
+        labels = by_metric(task.labels)
+        return {name: own for name, own in labels.items() if name not in self.examiner.checks}
 
     def _values(self, row: MapRow) -> np.ndarray:
         """The stored primary array that an index row points at."""

@@ -61,6 +61,7 @@ class Examiner:
         self.methods = catalog.methods(config.methods)
         self.checks = catalog.checks(config.metrics)
         self.batch = config.resources.batch
+        self.read: dict[tuple[int, str, str], np.ndarray] = {}
 
     @cached_property
     def subject(self) -> Subject:
@@ -73,6 +74,7 @@ class Examiner:
 
     def examine(self, wanted: Wanted, maps: Sequence[Stored]) -> Iterator[Examined | Refused]:
         """All maps of one image."""
+        self.read.clear()
         chosen = {label: self._chosen(label, methods, maps) for label, methods in wanted.items()}
         chosen = {label: own for label, own in chosen.items() if own}
         examples = _examples([stored for own in chosen.values() for stored in own])
@@ -126,7 +128,14 @@ class Examiner:
             )
         question = list(scene.question_ids).index(row.question_id)
         explained = Row(question, row.target, answer)  # type: ignore[arg-type]
-        return Explained(row.method, method, explained, row.question_id, self.fetch(row))
+        return Explained(row.method, method, explained, row.question_id, self._values(row))
+
+    def _values(self, row: MapRow) -> np.ndarray:
+        """The map, read from the store once for all checks."""
+        key = (row.question_id, row.method, row.target)
+        if key not in self.read:
+            self.read[key] = self.fetch(row)
+        return self.read[key]
 
     def _scene(self, examples: Sequence[Example]) -> Scene | Failed:
         return guarded(lambda: self._clean(examples))

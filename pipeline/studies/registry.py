@@ -3,12 +3,18 @@
 from collections.abc import Callable
 
 from pipeline.studies.base import Evidence, Study
+from pipeline.studies.faithfulness import faithfulness
 from pipeline.studies.goyal2016.study import study as goyal2016
 from pipeline.studies.overview import overview
+from pipeline.studies.sanity import sanity
+from pipeline.studies.synthesis import synthesis
 from pipeline.studies.tang_yuan.study import tang_yuan
 
 STUDIES: dict[str, Callable[[Evidence], Study]] = {
     "overview": overview,
+    "synthesis": synthesis,
     "goyal2016": goyal2016,
     "tang_yuan": tang_yuan,
+    "faithfulness": faithfulness,
+    "sanity": sanity,
 }
