@@ -26,6 +26,7 @@ from workers.metrics.base import Metric
 from workers.metrics.rank_correlation import RankCorrelation
 from workers.metrics.tang_yuan import TangYuan
 from workers.models.base import ModelSpec
+from workers.models.huggingface import HuggingFaceSpec
 from workers.models.own import PythonSpec
 from workers.models.specs import DemoSpec, EasyVQASpec, KazemiSpec
 
@@ -41,6 +42,7 @@ MODELS: dict[str, type[ModelSpec]] = {
     "easy_vqa": EasyVQASpec,
     "kazemi": KazemiSpec,
     "python": PythonSpec,
+    "huggingface": HuggingFaceSpec,
 }
 METHODS: dict[str, type[Method]] = {
     "occlusion": Occlusion,
