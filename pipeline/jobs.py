@@ -92,12 +92,13 @@ def check_out(out: str) -> None:
 
 
 def _check_paths(data: dict[str, Any]) -> None:
-    from pipeline.recipe import PATHS
+    from pipeline.recipe import FOLDERS, PATHS, is_folder
 
-    for section, key in PATHS:
+    for section, key in (*PATHS, *FOLDERS):
         options = data.get(section)
         value = options.get(key) if isinstance(options, dict) else None
-        if isinstance(value, str) and not Path(value).is_absolute():
+        path = isinstance(value, str) and ((section, key) in PATHS or is_folder(value))
+        if path and not Path(str(value)).is_absolute():
             raise UserError(
                 f"{section}.{key}: {value} is relative to a folder of this machine, and the "
                 f"cluster has another. Give the path on the cluster: --set {section}.{key}=/..."

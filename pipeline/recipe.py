@@ -28,8 +28,15 @@ _BROKEN = (
 """What PyYAML raises on a text that is not YAML, nests deeply, or says ``!!int x`` (found by
 fuzzing)."""
 
-PATHS = (("dataset", "root"), ("model", "checkpoint"), ("model", "trunk_checkpoint"))
+PATHS = (
+    ("dataset", "root"),
+    ("model", "checkpoint"),
+    ("model", "trunk_checkpoint"),
+    ("model", "answers_file"),
+)
 """Options that are paths of the recipe's author, relative to the working directory."""
+FOLDERS = (("model", "path"),)
+"""Options that are such paths where a folder of that name is there, and names of the Hub else."""
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -63,11 +70,17 @@ def _absolute(data: dict[str, Any]) -> dict[str, Any]:
     """The recipe with its paths absolute, so that workers and later commands find them from any
     folder."""
     data = dict(data)
-    for section, key in PATHS:
+    for section, key in (*PATHS, *FOLDERS):
         options = data.get(section)
-        if isinstance(options, dict) and isinstance(options.get(key), str):
-            data[section] = {**options, key: str(Path(options[key]).absolute())}
+        value = options.get(key) if isinstance(options, dict) else None
+        if isinstance(value, str) and ((section, key) in PATHS or is_folder(value)):
+            data[section] = {**data[section], key: str(Path(value).absolute())}
     return data
+
+
+def is_folder(value: str) -> bool:
+    """Whether a folder of this name is there; no folder has a name of a null byte or of a page."""
+    return "\0" not in value and len(value) < 4096 and Path(value).is_dir()
 
 
 def _apply(data: dict[str, Any], assignment: str) -> None:

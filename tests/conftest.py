@@ -80,6 +80,22 @@ def checkpoint(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint of a Hugging Face family, made once."""
+    from tests import hub  # and transformers, which few tests need
+
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("hub") / name
+            hub.FAMILIES[name](made[name])
+        return made[name]
+
+    return folder
+
+
 @pytest.fixture
 def recipe(world: Path, checkpoint: Path) -> Recipe:
     """A small recipe; keyword arguments replace its top-level sections."""

@@ -129,7 +129,10 @@ def test_recipe_with_a_mistake_is_explained(call: Call, override: str, message: 
             "methods.lime: unknown name 'lime'. Available: occlusion, saliency, ",
         ),
         ("dataset=coco", "dataset: unknown name 'coco'. Available: shapes, vqa, "),
-        ("model=gpt", "model: unknown name 'gpt'. Available: demo, easy_vqa, kazemi."),
+        (
+            "model=gpt",
+            "model: unknown name 'gpt'. Available: demo, easy_vqa, kazemi, python, huggingface.",
+        ),
         ("metrics.auc.side=3", "metrics.auc: unknown name 'auc'. Available: rank_correlation, "),
     ],
 )

@@ -33,6 +33,7 @@ from workers.metrics.rank_correlation import RankCorrelation
 from workers.metrics.sparsity import Sparsity
 from workers.metrics.tang_yuan import TangYuan
 from workers.models.base import ModelSpec
+from workers.models.huggingface import HuggingFaceSpec
 from workers.models.own import PythonSpec
 from workers.models.specs import (
     DeeperLSTMSpec,
@@ -56,6 +57,7 @@ MODELS: dict[str, type[ModelSpec]] = {
     "kazemi": KazemiSpec,
     "deeper_lstm": DeeperLSTMSpec,
     "python": PythonSpec,
+    "huggingface": HuggingFaceSpec,
 }
 METHODS: dict[str, type[Method]] = {
     "occlusion": Occlusion,

@@ -1,0 +1,289 @@
+"""Checkpoints of Hugging Face: loaded logits, what is refused, canvases and words."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.recipe import parse
+from tests import hub
+from tests.reference import transformers as reference
+from workers import catalog
+from workers.check import check_model
+from workers.errors import BadExample, UserError
+from workers.methods.base import Scene
+from workers.methods.occlusion import Occlusion
+from workers.methods.words import dropped_logits
+from workers.models.base import Tokens, VQAModel
+from workers.models.digest import weights_digest
+
+CPU = torch.device("cpu")
+QUESTION = "what is the colour of this dog ?"
+Checkpoints = Callable[[str], Path]
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def models(checkpoints: Checkpoints) -> dict[str, VQAModel]:
+    return {name: build(hub.section(name, checkpoints(name))) for name in hub.FAMILIES}
+
+
+def build(section: dict) -> VQAModel:
+    return catalog.model_spec(catalog.Component(**section)).build(CPU)
+
+
+def photo(height: int = 90, width: int = 120, seed: int = 0) -> np.ndarray:
+    drawn = np.random.default_rng(seed)
+    return drawn.integers(0, 256, (height // 6, width // 6, 3), np.uint8).repeat(6, 0).repeat(6, 1)
+
+
+def expected(name: str, folder: Path, image: np.ndarray, question: str) -> torch.Tensor:
+    """The logits by the family's documented use."""
+    answers = list(hub.ANSWERS)
+    if name == "vilt":
+        return reference.vilt(folder, image, question)
+    if name == "blip":
+        return reference.blip(folder, image, question, answers)
+    return reference.generative(folder, image, question, answers)
+
+
+@pytest.mark.parametrize("name", hub.FAMILIES)
+def test_logits_equal_an_independent_forward_pass(
+    name: str, models: dict[str, VQAModel], checkpoints: Checkpoints
+) -> None:
+    model, image = models[name], photo()
+    canvas, _ = model.prepare(image)
+    found = model.logits(canvas[None], [model.tokenise(QUESTION)])[0]
+    torch.testing.assert_close(
+        found, expected(name, checkpoints(name), image, QUESTION), rtol=1e-5, atol=1e-5
+    )
+    assert found.shape == (len(hub.ANSWERS),)
+    assert float(found.max() - found.min()) > 0.1
+
+
+@pytest.mark.parametrize("name", hub.FAMILIES)
+def test_painted_canvas_is_what_the_processor_would_make_of_a_painted_image(
+    name: str, models: dict[str, VQAModel], checkpoints: Checkpoints
+) -> None:
+    model = models[name]
+    canvas, _ = model.prepare(photo())
+    canvas = canvas.round().clamp(0, 255)
+    canvas[:, 8:24, 4:20] = torch.tensor([124.0, 117.0, 104.0])[:, None, None]
+    painted = canvas.byte().permute(1, 2, 0).numpy()
+    found = model.logits(canvas[None], [model.tokenise("is it red ?")])[0]
+    wanted = expected(name, checkpoints(name), painted, "is it red ?")
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", hub.FAMILIES)
+def test_every_check_passes(name: str, models: dict[str, VQAModel]) -> None:
+    assert [c for c in check_model(models[name]) if not c.passed] == []
+
+
+@pytest.mark.parametrize("name", hub.FAMILIES)
+def test_sweep_of_all_questions_equals_the_plain_loop(
+    name: str, models: dict[str, VQAModel]
+) -> None:
+    model, asked = models[name], [("is", "it", "red"), ("what", "is", "this", "?")]
+    canvas, _ = model.prepare(photo(seed=3))
+    scene = Scene(model, canvas, asked, (1, 2), (0, None), batch=3)
+    drops = Occlusion(grid=2, score="log_probability").explain(scene).arrays["drop"]
+    gray = torch.tensor([123.68, 116.779, 103.939])[:, None, None]
+    _, height, width = canvas.shape
+    for row, found in zip(scene.rows, drops, strict=True):
+        one = [asked[row.question]]
+        clean = model.logits(canvas[None], one).log_softmax(-1)[0, row.answer]
+        for y in range(2):
+            for x in range(2):
+                painted = canvas.clone()
+                rows = slice(y * height // 2, (y + 1) * height // 2)
+                columns = slice(x * width // 2, (x + 1) * width // 2)
+                painted[:, rows, columns] = gray
+                value = model.logits(painted[None], one).log_softmax(-1)[0, row.answer]
+                assert found[y, x] == pytest.approx(float(clean - value), abs=2e-5)
+
+
+@pytest.mark.parametrize("name", ["vilt", "blip", "qwen2_vl"])
+def test_dropped_word_is_the_shorter_question(name: str, models: dict[str, VQAModel]) -> None:
+    model = models[name]
+    canvas, _ = model.prepare(photo())
+    words: Tokens = model.tokenise("is it xylophonic ?")
+    assert words == ("is", "it", "xylophonic", "?")
+    (logits,) = dropped_logits(Scene(model, canvas, [words], (1,), (None,)))
+    assert len(logits) == 4
+    shorter = model.logits(canvas[None], [("is", "it", "?")])[0]
+    torch.testing.assert_close(logits[2], shorter, rtol=1e-5, atol=1e-5)
+
+
+def test_frame_of_a_centre_crop_is_where_the_photo_is_seen(models: dict[str, VQAModel]) -> None:
+    image = np.zeros((64, 128, 3), np.uint8)
+    image[16:32, 64:80] = 255
+    canvas, frame = models["llava"].prepare(image)
+    assert (frame.left, frame.right, frame.top, frame.bottom) == (0.25, 0.75, 0, 1)
+    bright = (canvas[0] > 128).nonzero()
+    y, x = (bright.float().mean(0) + 0.5).tolist()
+    assert frame.left + x / 32 * (frame.right - frame.left) == pytest.approx(72 / 128, abs=0.01)
+    assert y / 32 == pytest.approx(24 / 64, abs=0.01)
+
+
+def test_canvas_follows_the_photo_unless_a_size_is_given(
+    models: dict[str, VQAModel], checkpoints: Checkpoints
+) -> None:
+    vilt = models["vilt"]
+    assert vilt.geometry.varies
+    assert vilt.prepare(photo(90, 120))[0].shape == (3, 48, 64)
+    assert vilt.prepare(photo(120, 90))[0].shape == (3, 64, 48)
+    qwen = models["qwen2_vl"]
+    assert qwen.prepare(photo(30, 60))[0].shape == (3, 30, 60)
+    for name, size in (("vilt", 48), ("qwen2_vl", 40)):
+        squashed = build(hub.section(name, checkpoints(name), image_size=size))
+        assert not squashed.geometry.varies
+        assert squashed.prepare(photo(90, 120))[0].shape == (3, size, size)
+    small = build(hub.section("qwen2_vl", checkpoints("qwen2_vl"), longest=32))
+    assert small.prepare(photo(60, 90))[0].shape == (3, 21, 32)
+
+
+def test_question_beyond_the_models_positions_is_a_bad_example(
+    models: dict[str, VQAModel],
+) -> None:
+    with pytest.raises(BadExample, match=r"has 42 sub-tokens, the limit of this model is 24"):
+        models["vilt"].tokenise("dog " * 40)
+    assert not models["vilt"].known("猫")
+    assert models["vilt"].known("xylophonic")
+
+
+def test_candidates_prompt_and_processor_are_part_of_the_model(
+    models: dict[str, VQAModel], checkpoints: Checkpoints
+) -> None:
+    folder = checkpoints("llava")
+    other = [
+        hub.section("llava", folder, answers=["no", "yes"]),
+        hub.section("llava", folder, prompt="{question} Be brief."),
+        hub.section("llava", folder, image_size=32),
+    ]
+    digests = {weights_digest(build(section)) for section in other}
+    assert len(digests | {weights_digest(models["llava"])}) == 4
+
+
+def test_answers_from_files(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("yes\nno\n\n")
+    (tmp_path / "a.json").write_text('["yes", "no", "red"]')
+    section = hub.section("blip", checkpoints("blip")) | {"answers": []}
+    with pytest.raises(UserError, match="has entries that are empty"):
+        build(section | {"answers_file": str(tmp_path / "a.txt")})
+    (tmp_path / "a.txt").write_text("yes\nno\n")
+    assert build(section | {"answers_file": str(tmp_path / "a.txt")}).answers == ("yes", "no")
+    assert len(build(section | {"answers_file": str(tmp_path / "a.json")}).answers) == 3
+
+
+def test_recipe_makes_the_path_of_a_folder_absolute(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoints("blip")
+    monkeypatch.chdir(folder.parent)
+    data = {"dataset": "shapes", "methods": ["occlusion"]}
+    here = parse(data | {"model": hub.section("blip", Path("blip"))}, "x").model
+    assert here.options["path"] == str(folder)
+    there = parse(data | {"model": hub.section("blip", Path("Salesforce/blip-vqa-base"))}, "x")
+    assert there.model.options["path"] == "Salesforce/blip-vqa-base"
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(checkpoints: Checkpoints, tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A checkpoint to be spoilt."""
+
+    def make(name: str) -> Path:
+        return Path(shutil.copytree(checkpoints(name), tmp_path / name))
+
+    yield make
+
+
+def reconfigured(folder: Path, **changes: object) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def reweighted(folder: Path, change: Callable[[dict], dict]) -> Path:
+    weights = change(load_file(folder / "model.safetensors"))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_partial_checkpoint_names_the_first_missing_tensors(copy: Callable[[str], Path]) -> None:
+    folder = reweighted(
+        copy("vilt"), lambda w: {k: v for k, v in w.items() if not k.startswith("classifier.3")}
+    )
+    with pytest.raises(UserError, match=r"2 tensors .* first 'classifier.3.bias' \[4\], "):
+        build(hub.section("vilt", folder))
+
+
+def test_renamed_tensor_names_what_is_there_instead(copy: Callable[[str], Path]) -> None:
+    folder = reweighted(
+        copy("blip"), lambda w: {k.replace("text_encoder", "encoder"): v for k, v in w.items()}
+    )
+    with pytest.raises(UserError, match=r"first 'text_encoder\..*; it has 'encoder\."):
+        build(hub.section("blip", folder))
+
+
+def test_misshapen_tensor_is_named_with_both_shapes(copy: Callable[[str], Path]) -> None:
+    folder = reconfigured(copy("vilt"), id2label={str(i): f"answer {i}" for i in range(7)})
+    with pytest.raises(UserError, match=r"'classifier.3.bias': \[4\] in the file, \[7\] by"):
+        build(hub.section("vilt", folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("blip", {"architectures": ["BlipForConditionalGeneration"]}, "it writes captions"),
+        ("blip", {"architectures": ["BlipForImageTextRetrieval"]}, "it matches images to text"),
+        ("vilt", {"architectures": ["ViltForMaskedLM"]}, "give one of ViltForQuestionAnswering"),
+        ("blip", {"model_type": "llama"}, "a text model, which sees no image. Known: vilt, blip"),
+        ("blip", {"model_type": "git"}, "a git checkpoint"),
+        ("blip", {"model_type": "resnet"}, "of a family that is not known. Known: .*qwen2_vl"),
+        ("blip", {"model_type": None}, "config.json has no model_type"),
+    ],
+)
+def test_checkpoint_that_answers_no_questions_is_refused(
+    name: str, changes: dict, message: str, copy: Callable[[str], Path]
+) -> None:
+    folder = reconfigured(copy(name), **changes)
+    with pytest.raises(UserError, match=message):
+        build(hub.section(name, folder))
+
+
+def test_files_that_are_missing_are_named(copy: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no readable config\.json"):
+        build(hub.section("vilt", tmp_path))
+    folder = copy("vilt")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"give model\.safetensors"):
+        build(hub.section("vilt", folder))
+    shutil.copytree(copy("blip"), tmp_path / "whole")
+    (tmp_path / "whole" / "processor_config.json").unlink()
+    with pytest.raises(UserError, match="processor"):
+        build(hub.section("blip", tmp_path / "whole"))
+
+
+def test_options_that_do_not_fit_are_refused(checkpoints: Checkpoints) -> None:
+    with pytest.raises(UserError, match="writes its answers; give the candidates"):
+        build(hub.section("blip", checkpoints("blip"), answers=[]))
+    with pytest.raises(UserError, match="has its own answers"):
+        build(hub.section("vilt", checkpoints("vilt"), answers=["yes", "no"]))
+    with pytest.raises(UserError, match="257 candidates, the limit"):
+        many = [str(i) for i in range(257)]
+        build(hub.section("llava", checkpoints("llava"), answers=many))
+    with pytest.raises(UserError, match="more than once"):
+        build(hub.section("blip", checkpoints("blip"), answers=["no", "no"]))
+    with pytest.raises(UserError, match="prompt"):
+        build(hub.section("llava", checkpoints("llava"), prompt="What is it?"))

@@ -1,0 +1,367 @@
+"""Checkpoints of Hugging Face: which family a folder or a name holds, loaded and checked."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
+
+from workers.errors import UserError
+from workers.models.base import ModelSpec, VQAModel, freeze
+from workers.models.pixels import Pixels, check_processor
+from workers.models.transformer import (
+    Blip,
+    Classifier,
+    Generative,
+    Transformer,
+    TransformerConfig,
+)
+
+Family = Literal["classifier", "blip", "generative"]
+CLASSIFIERS = {"vilt": "ViltForQuestionAnswering"}
+DECODERS = {"blip": "BlipForQuestionAnswering"}
+RAW_PROMPTS = {"paligemma": "<image>answer en {question}"}
+"""What a model without chat template was trained on."""
+DEFAULT_PROMPT = "{question}\nAnswer with one word or a short phrase."
+CANDIDATES = 256
+"""Answers a generative model may choose from."""
+
+
+class HuggingFaceSpec(ModelSpec):
+    """A visual question answering model of ``transformers``, by its files.
+
+    The family is found from ``config.json``: classifiers (ViLT), BLIP, and any generative model
+    that reads an image and a text and has a chat template, or for which ``prompt`` is given.
+    A folder is never looked for on the network; only safetensors are read, and no code of others.
+    """
+
+    path: str
+    """A folder as ``save_pretrained`` writes it, or a name on the Hub."""
+    answers: tuple[str, ...] = ()
+    """Candidates of a model that writes its answer: it chooses among them."""
+    answers_file: Path | None = None
+    """In place of ``answers``: a text file with one a line, or a JSON list."""
+    prompt: str = Field("", pattern=r"^$|\{question\}")
+    """What a generative model is asked; has ``{question}`` in it. Without chat template it is the
+    whole text, the image's placeholder included."""
+    image_size: PositiveInt | None = None
+    """Squash every image to this square first. Needed where the model's input follows the image's
+    shape and a method stores maps at its pixels."""
+    longest: int = Field(768, ge=32)
+    """The canvas' longer side where the processor cuts images into tiles or patches."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the weights."""
+
+    @model_validator(mode="after")
+    def _one_list(self) -> Self:
+        if self.answers and self.answers_file is not None:
+            raise ValueError("give either answers or answers_file")
+        if len(set(self.answers)) < len(self.answers):
+            raise ValueError("an answer is there more than once")
+        return self
+
+    def build(self, device: torch.device) -> VQAModel:
+        with _quiet():
+            config = read_config(self.path)
+            family = family_of(config, self.path)
+            net = load(self, architecture(family, config), config)
+            processor = _processor(self.path)
+        pixels = Pixels(processor.image_processor, self.image_size, self.longest)
+        settings = TransformerConfig(
+            family=family,
+            processor=_digest(processor),
+            prompt=self.prompt,
+            size=self.image_size,
+            longest=self.longest,
+        )
+        answers = self._answers(family, net)
+        model = _KINDS[family](net, processor, pixels, answers, settings)
+        self._complete(model)
+        model.about = f"{self.path}: {config['model_type']}, {_ABOUT[family]}"
+        return freeze(model.to(device))
+
+    def _answers(self, family: Family, net: Any) -> tuple[str, ...]:
+        given = self.answers or self._read_answers()
+        if family == "classifier":
+            if given:
+                raise UserError(f"{self.path} has its own answers (id2label); leave out answers")
+            labels = net.config.id2label
+            return tuple(labels[i] for i in range(len(labels)))
+        if len(given) < 2:
+            raise UserError(
+                f"{self.path} writes its answers; give the candidates it chooses from: "
+                "model.answers: [yes, no, ...], or model.answers_file"
+            )
+        if family == "generative" and len(given) > CANDIDATES:
+            raise UserError(
+                f"model.answers: {len(given)} candidates, the limit of a generative model is "
+                f"{CANDIDATES}; give the likely ones"
+            )
+        return given
+
+    def _read_answers(self) -> tuple[str, ...]:
+        if self.answers_file is None:
+            return ()
+        try:
+            text = self.answers_file.read_text("utf-8")
+            found = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(
+                f"model.answers_file: {self.answers_file} cannot be read ({error}); give a text "
+                "file with one answer a line, or a JSON list of strings"
+            ) from None
+        answers = tuple(a.strip() for a in found if isinstance(a, str) and a.strip())
+        if len(set(answers)) < len(found) and len(answers) < len(found):
+            raise UserError(
+                f"model.answers_file: {self.answers_file} has entries that are empty or no text"
+            )
+        return tuple(dict.fromkeys(answers))
+
+    def _complete(self, model: Transformer) -> None:
+        """What the kinds need beyond their net."""
+        if isinstance(model, Blip):
+            model.limit = model.net.config.text_config.max_position_embeddings
+            end = model.tokenizer.sep_token_id
+            model.set_candidates(
+                [
+                    [*model.tokenizer(a, add_special_tokens=False)["input_ids"], end]
+                    for a in model.answers
+                ]
+            )
+        elif isinstance(model, Classifier):
+            model.limit = model.net.config.max_position_embeddings
+        elif isinstance(model, Generative):
+            self._complete_generative(model)
+
+    def _complete_generative(self, model: Generative) -> None:
+        prompt = Prompt(model.processor, self.prompt, model.net.config.model_type, self.path)
+        model.prompt = prompt
+        model.keeps = "logits_to_keep" in inspect.signature(model.net.forward).parameters
+        text = model.net.config.get_text_config()
+        model.new_cache = partial(_transformers().DynamicCache, config=text)
+        end = model.tokenizer.eos_token_id
+        if end is None:
+            raise UserError(f"{self.path}: its tokeniser has no eos_token, which ends an answer")
+        model.set_candidates([[*prompt.continued(a), end] for a in model.answers])
+
+
+class Prompt:
+    """A question -> the text a generative model is given, with the image's placeholder."""
+
+    def __init__(self, processor: Any, template: str, kind: str, path: str) -> None:
+        self.processor = processor
+        self.chat = bool(processor.chat_template)
+        self.template = template or (DEFAULT_PROMPT if self.chat else RAW_PROMPTS.get(kind, ""))
+        if not self.template:
+            raise UserError(
+                f"{path}: its processor has no chat template; give model.prompt, the whole text "
+                "with {question} and the image's placeholder in it"
+            )
+
+    def __call__(self, question: str) -> str:
+        text = self.template.replace("{question}", question)
+        if not self.chat:
+            return text
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+
+    def continued(self, answer: str) -> list[int]:
+        """Sub-tokens of an answer where it follows the prompt, after a space unless the prompt ends
+        with white space or a mark-up token."""
+        text = self("what is this")
+        space = "" if text[-1].isspace() or text[-1] in ">]" or not self.chat else " "
+        encode = self.processor.tokenizer
+        before = encode(text, add_special_tokens=False)["input_ids"]
+        whole = encode(text + space + answer, add_special_tokens=False)["input_ids"]
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        return encode(space + answer, add_special_tokens=False)["input_ids"]
+
+
+_KINDS: dict[Family, Callable[..., Transformer]] = {
+    "classifier": Classifier,
+    "blip": Blip,
+    "generative": Generative,
+}
+_ABOUT: dict[Family, str] = {
+    "classifier": "one logit an answer; trained with a sigmoid each, compared here by softmax",
+    "blip": "writes its answer; logits are the candidates' log-likelihoods, end included",
+    "generative": "writes its answer; logits are the candidates' log-likelihoods, end included",
+}
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """``config.json`` of a folder or of the Hub."""
+    transformers = _transformers()
+    folder = Path(path).is_dir()
+    try:
+        file = transformers.utils.cached_file(path, "config.json", local_files_only=folder)
+        config = json.loads(Path(file or Path(path, "config.json")).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.path: {path} has no readable config.json ({str(error).splitlines()[0]:.200}); "
+            "give a folder that save_pretrained wrote, or a name on the Hub that is reachable"
+        ) from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UserError(f"{path}: config.json has no model_type; give a checkpoint of transformers")
+    return config
+
+
+def family_of(config: dict[str, Any], path: str) -> Family:
+    """Which way the model is asked, or the reason why it cannot be."""
+    kind, classes = config["model_type"], config.get("architectures") or []
+    answering = CLASSIFIERS | DECODERS
+    if kind in answering:
+        if answering[kind] not in classes:
+            raise UserError(
+                f"{path} is a {kind} checkpoint of {', '.join(classes) or 'no stated class'}, "
+                f"which does not answer questions{_purpose(classes)}; give one of {answering[kind]}"
+            )
+        return "classifier" if kind in CLASSIFIERS else "blip"
+    if kind in generative_types():
+        return "generative"
+    auto = _transformers().models.auto.modeling_auto
+    text_only = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    text_only |= kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    reason = "a text model, which sees no image" if text_only else "of a family that is not known"
+    raise UserError(
+        f"{path} is a {kind} checkpoint, {reason}. Known: {', '.join(answering)}; and, generative, "
+        f"with a chat template or a prompt: {', '.join(generative_types())}"
+    )
+
+
+def _purpose(classes: list[str]) -> str:
+    words = {
+        "ConditionalGeneration": "it writes captions",
+        "Retrieval": "it matches images to text",
+    }
+    found = [told for part, told in words.items() if any(part in name for name in classes)]
+    return f" ({found[0]})" if found else ""
+
+
+CAPTIONING = ("blip", "git", "pix2struct", "vision-encoder-decoder", "kosmos-2")
+"""In transformers' list of models from image and text to text, but not asked questions."""
+
+
+def generative_types() -> list[str]:
+    """Model types of transformers that answer a text about an image in text."""
+    names = _transformers().models.auto.modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    return [name for name in names if name not in CAPTIONING]
+
+
+def architecture(family: Family, config: dict[str, Any]) -> Any:
+    """The class that holds the weights."""
+    transformers = _transformers()
+    if family == "generative":
+        return transformers.AutoModelForImageTextToText
+    return getattr(transformers, (CLASSIFIERS | DECODERS)[config["model_type"]])
+
+
+def load(spec: HuggingFaceSpec, kind: Any, config: dict[str, Any]) -> Any:
+    """The net with all its weights from safetensors; transformers would fill gaps at random."""
+    own = {"max_image_length": -1} if config["model_type"] == "vilt" else {}
+    try:
+        net, found = kind.from_pretrained(
+            spec.path,
+            use_safetensors=True,
+            local_files_only=Path(spec.path).is_dir(),
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=getattr(torch, spec.dtype),
+            **own,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"model.path: the weights of {spec.path} cannot be loaded "
+            f"({str(error).strip().splitlines()[0]:.300}); give model.safetensors as "
+            "save_pretrained writes it"
+        ) from error
+    _refuse_gaps(spec.path, net, found)
+    return net
+
+
+def _refuse_gaps(path: str, net: Any, found: Any) -> None:
+    wanted: dict[str, Tensor] = net.state_dict()
+    missing = sorted(found["missing_keys"])
+    if missing:
+        first = ", ".join(f"{name!r} {list(wanted[name].shape)}" for name in missing[:3])
+        extra = sorted(found["unexpected_keys"])
+        others = f"; it has {extra[0]!r} and {len(extra) - 1} more unknown ones" if extra else ""
+        raise UserError(
+            f"{path}: {len(missing)} tensors that {type(net).__name__} needs are not in its "
+            f"weights, first {first}{others}. Give the whole checkpoint of that class"
+        )
+    wrong = sorted(
+        (name, list(there), list(here)) for name, there, here in found["mismatched_keys"]
+    )
+    if wrong:
+        name, there, here = wrong[0]
+        raise UserError(
+            f"{path}: {len(wrong)} tensors have another shape than config.json says, first {name!r}"
+            f": {there} in the file, {here} by the configuration. Give weights and configuration "
+            "of one model"
+        )
+
+
+def _processor(path: str) -> Any:
+    folder = Path(path).is_dir()
+    try:
+        processor = _transformers().AutoProcessor.from_pretrained(
+            path, local_files_only=folder, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"{path}: its processor cannot be loaded ({str(error).strip().splitlines()[0]:.300}); "
+            "save it beside the weights: processor.save_pretrained(folder)"
+        ) from error
+    for part in ("image_processor", "tokenizer"):
+        if getattr(processor, part, None) is None:
+            raise UserError(
+                f"{path}: its processor has no {part}; save the whole processor beside the weights"
+            )
+    check_processor(processor.image_processor, path)
+    return processor
+
+
+def _digest(processor: Any) -> str:
+    settings = processor.image_processor.to_json_string()
+    tokeniser = getattr(processor.tokenizer, "backend_tokenizer", None)
+    words = tokeniser.to_str() if tokeniser is not None else repr(processor.tokenizer)
+    template = str(getattr(processor, "chat_template", None))
+    return hashlib.sha256("\n".join([settings, words, template]).encode()).hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars and reports: what matters of them is an error here."""
+    logging = _transformers().utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ModuleNotFoundError:
+        raise UserError(
+            "model: huggingface needs transformers, which is not installed; "
+            "pip install 'vqatlas[hf]'"
+        ) from None
+    return transformers

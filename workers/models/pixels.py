@@ -1,0 +1,128 @@
+"""From a photo to what an image processor of Hugging Face makes of it, with a canvas in between.
+
+Occlusion paints the canvas, in pixels and before normalisation, and what follows is the
+processor's own. Two cases, told apart by asking the processor:
+
+* its output is one image: the canvas is that image after its resizing and cropping, in 0..255,
+  and only its scaling and normalisation are left;
+* its output is tiles or patches: the canvas is the photo itself, scaled down to a longest side, and
+  the whole processor works on each painted canvas.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from schemas.frame import Frame
+from workers.errors import UserError
+from workers.models.base import Geometry
+from workers.models.preprocessing import square_crop
+
+TYPICAL = (480, 640)
+"""Height and width of a photo, for the sizes that a plan needs."""
+
+
+class Pixels:
+    """One image processor's way with images.
+
+    ``size`` squashes every photo to a square first, so that all inputs are alike; ``longest`` is
+    the canvas' longer side where the processor makes tiles or patches.
+    """
+
+    def __init__(self, processor: Any, size: int | None, longest: int) -> None:
+        self.processor, self.size, self.longest = processor, size, longest
+        shapes = [self._shape(*sides) for sides in (TYPICAL, TYPICAL[::-1])]
+        self.whole = None not in shapes
+        """Whether the processor's output is one image."""
+        self.varies = size is None and (not self.whole or shapes[0] != shapes[1])
+
+    def _shape(self, height: int, width: int) -> tuple[int, ...] | None:
+        """Of the processor's output where that is one image."""
+        found = self._resized(np.zeros((height, width, 3), np.uint8))
+        return tuple(found.shape) if found.ndim == 3 else None
+
+    def _resized(self, image: np.ndarray) -> Tensor:
+        """The processor's output in 0..255: one image ``(3, y, x)``, or something else."""
+        made = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")
+        values = made["pixel_values"]
+        return values[0] if values.ndim == 4 and values.shape[:2] == (1, 3) else values
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of a photo of ``TYPICAL`` size."""
+        canvas, _ = self.prepare(np.zeros((*TYPICAL, 3), np.uint8))
+        return Geometry(
+            input_height=canvas.shape[1], input_width=canvas.shape[2], varies=self.varies
+        )
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
+        """Upright uint8 RGB ``(y, x, 3)`` -> canvas ``(3, y, x)`` and its frame."""
+        height, width = image.shape[:2]
+        given = self._scaled(image)
+        if self.whole:
+            canvas = self._resized(given).float()
+        else:
+            canvas = torch.from_numpy(given.copy()).permute(2, 0, 1).float()
+        return canvas, self._frame(canvas, given).model_copy(
+            update={"image_height": height, "image_width": width}
+        )
+
+    def _scaled(self, image: np.ndarray) -> np.ndarray:
+        """The photo as the processor gets it."""
+        height, width = image.shape[:2]
+        if self.size is not None:
+            height, width = self.size, self.size
+        elif not self.whole and max(height, width) > self.longest:
+            scale = self.longest / max(height, width)
+            height, width = max(1, round(height * scale)), max(1, round(width * scale))
+        if (height, width) == image.shape[:2]:
+            return image
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        return np.array(resized)
+
+    def _frame(self, canvas: Tensor, given: np.ndarray) -> Frame:
+        """The part of the photo that the canvas shows: all of it but for a centre crop."""
+        (height, width), (tall, wide) = given.shape[:2], canvas.shape[1:]
+        short = _shortest_edge(self.processor)
+        if self.whole and getattr(self.processor, "do_center_crop", False) and short:
+            crop = square_crop(height, width, tall, tall / short, "shorter_side_crop")
+            return crop.frame(height, width)
+        return Frame(image_height=height, image_width=width, input_height=tall, input_width=wide)
+
+    def values(self, canvases: Tensor) -> dict[str, Tensor]:
+        """Canvases ``(n, 3, y, x)`` -> all that the processor tells a model of its images."""
+        if self.whole:
+            return {"pixel_values": self._normalised(canvases)}
+        return dict(self.processor(self.listed(canvases), return_tensors="pt"))
+
+    def listed(self, canvases: Tensor) -> list[list[Tensor]]:
+        """One image a prompt, as processors of several images want it; in 8 bits, which is what
+        their resizing rounds to, unless a gradient is to pass through."""
+        if not self.whole and not canvases.requires_grad:
+            canvases = canvases.round().clamp(0, 255).to(torch.uint8)
+        return [[canvas] for canvas in canvases]
+
+    def _normalised(self, canvases: Tensor) -> Tensor:
+        p = self.processor
+        pixels = canvases * p.rescale_factor if p.do_rescale else canvases
+        if not p.do_normalize:
+            return pixels
+        mean, std = (canvases.new_tensor(v)[:, None, None] for v in (p.image_mean, p.image_std))
+        return (pixels - mean) / std
+
+
+def _shortest_edge(processor: Any) -> int | None:
+    size: Any = getattr(processor, "size", None)
+    return size.get("shortest_edge") if size else None
+
+
+def check_processor(processor: Any, path: str) -> None:
+    """Refuse one whose pixels are not a photo's."""
+    if not hasattr(processor, "image_mean"):
+        raise UserError(
+            f"{path}: its image processor {type(processor).__name__} has no image_mean, so it is "
+            "not known how it scales pixels; give a checkpoint with preprocessor_config.json"
+        )
