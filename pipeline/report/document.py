@@ -143,7 +143,7 @@ def _block(study: str, part: Part, badges: Mapping[str, Sequence[Badge]], folder
             files = _table_files(folder, stem, part.frame)
             return Block("table", stem, part, view(part, badges), files=files)
         case Picture():
-            return _picture(stem, part, folder)
+            return _picture(f"{stem}_figure", part, folder)
         case Panels():
             return Block("panels", stem, part)
         case Text():
