@@ -51,6 +51,7 @@ class Told:
     anchor: str
     title: str
     chapter: str
+    topic: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Chapter:
     def _told(self, finding: Finding) -> Told:
         block = next((b for b in self.blocks if b.part.name == finding.source), None)
         anchor, title = (block.id, block.part.title) if block else (self.name, self.title)
-        return Told(finding.sentence, finding.weight, anchor, title, self.title)
+        return Told(finding.sentence, finding.weight, anchor, title, self.title, finding.topic)
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,11 @@ class Page:
 
     @property
     def findings(self) -> list[Told]:
-        """The weightiest of all studies; of equal weight, the earlier."""
-        found = [told for chapter in self.chapters for told in chapter.findings]
-        return sorted(found, key=lambda told: -told.weight)[:FINDINGS]
+        """The weightiest of all studies, one a topic; of equal weight, the earlier."""
+        every = [told for chapter in self.chapters for told in chapter.findings]
+        every.sort(key=lambda told: -told.weight)
+        found = {told.topic or told.sentence: told for told in reversed(every)}
+        return [told for told in every if told in found.values()][:FINDINGS]
 
     @property
     def badges(self) -> dict[str, list[Badge]]:

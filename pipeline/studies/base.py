@@ -112,6 +112,12 @@ class Finding:
     """0 to 1: how much it matters to a reader; the report opens with the three largest."""
     source: str
     """Name of the table or figure it stands on."""
+    topic: str = ""
+    """What several studies may say in their own words: the report opens with one of them."""
+
+
+BEST_AGREEMENT = "best agreement"
+"""The topic: which method agrees with people most."""
 
 
 @dataclass(frozen=True)

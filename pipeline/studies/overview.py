@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from pipeline.studies.accuracy import OVERALL, accuracy_table
 from pipeline.studies.agreement import BASELINES, HUMAN_TARGET, agreement_of, crossings_of
 from pipeline.studies.base import (
+    BEST_AGREEMENT,
     Column,
     Evidence,
     Finding,
@@ -349,7 +350,7 @@ def _findings(table: pd.DataFrame) -> list[Finding]:
     if not len(methods):
         return []
     source = f"agreement_{target}"
-    findings = [Finding(sentence=_best(rows, methods, metric), weight=0.6, source=source)]
+    findings = [Finding(_best(rows, methods, metric), 0.6, source, BEST_AGREEMENT)]
     if "center" in rows.index:
         sentence = _against_centre(rows.loc["center"], methods, metric)
         findings.append(Finding(sentence=sentence, weight=0.5, source=source))

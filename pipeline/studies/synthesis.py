@@ -8,7 +8,16 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau, rankdata, spearmanr
 
-from pipeline.studies.base import Badge, Column, Evidence, Finding, Study, Table, Text
+from pipeline.studies.base import (
+    BEST_AGREEMENT,
+    Badge,
+    Column,
+    Evidence,
+    Finding,
+    Study,
+    Table,
+    Text,
+)
 from pipeline.studies.means import main_target, not_computed, told, wide_means
 from pipeline.studies.sanity import BAD, GOOD, cascade_names, sanity
 
@@ -363,7 +372,11 @@ def _said(sentences: Sequence[Said], pairs: Sequence[Said]) -> Text:
 
 
 def _findings(sentences: Sequence[Said]) -> list[Finding]:
-    return [Finding(s.sentence, s.weight, "synthesis") for s in sentences if s.weight > 0.8]
+    return [
+        Finding(s.sentence, s.weight, "synthesis", BEST_AGREEMENT)
+        for s in sentences
+        if s.weight > 0.8
+    ]
 
 
 def _missing(evidence: Evidence, present: set[str]) -> list[str]:

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
 from pipeline.studies.agreement import BASELINES, HUMAN_TARGET
-from pipeline.studies.base import Column, Evidence, Finding, Table
+from pipeline.studies.base import BEST_AGREEMENT, Column, Evidence, Finding, Table
 from pipeline.studies.goyal2016.published import TABLE_1
 from pipeline.studies.goyal2016.section import Section, reasons
 from pipeline.studies.summary import Bootstrap
@@ -270,7 +270,7 @@ def sentences(frame: pd.DataFrame, target: str) -> list[Finding]:
     if not methods:
         return []
     source, weight = f"table1_{target}", 1.0 if target == "predicted" else 0.6
-    found = [Finding(_best(methods[0], target), 0.9 * weight, source)]
+    found = [Finding(_best(methods[0], target), 0.9 * weight, source, BEST_AGREEMENT)]
     for row in (r for r in methods if r["method"] == "occlusion"):
         if np.isfinite(row["over_center_low"]):
             found.append(Finding(_against_center(row, frame), 0.8 * weight, source))
