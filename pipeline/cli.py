@@ -185,10 +185,9 @@ def explain(
 ) -> None:
     """One picture and one question, every method, no store and no Ray."""
     from pipeline.report.sheet import single_sheet
-    from pipeline.single import METHODS
     from pipeline.single import explain as explain_one
 
-    result = explain_one(model, image, question, method or METHODS, answer)
+    result = explain_one(model, image, question, method or None, answer)
     single_sheet(result, out)
     report.print_explanation(result)
     console.print(f"picture: {out}")

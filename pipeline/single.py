@@ -23,8 +23,8 @@ from workers.questions import check_question
 from workers.sweep.engine import Engine
 
 LIMITS = Limits()
-METHODS = tuple(name for name in catalog.METHODS if name not in (*BASELINES, "rise"))
-"""Every method but the baselines and RISE's thousand passes."""
+UNASKED = (*BASELINES, "rise")
+"""What is explained by on request only: baselines, and RISE with its thousand passes."""
 WORTH_SECONDS = 10
 """A sweep shorter than this is over before an engine is ready."""
 
@@ -52,11 +52,11 @@ def explain(
     model: str | Mapping[str, Any] | VQAModel,
     image: str | Path | np.ndarray,
     question: str,
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] = METHODS,
+    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     answer: str | None = None,
     device: str = "auto",
 ) -> Explanation:
-    """Explain one answer by every method asked for.
+    """Explain one answer by every method asked for; by all that suit the model where none is.
 
     ``model`` is a catalogue name (``"demo"``), a ``.safetensors`` file of the Kazemi-Elqursh
     family, a recipe's model section, or a built model; ``image`` a file or upright uint8 RGB
@@ -64,6 +64,7 @@ def explain(
     place of the prediction.
     """
     built = _model(model, device)
+    methods = suitable(built) if methods is None else methods
     chosen = catalog.methods(
         methods if isinstance(methods, Mapping) else {name: {} for name in methods}
     )
@@ -94,6 +95,12 @@ def explain(
             if isinstance(result, WordScores)
         },
     )
+
+
+def suitable(model: VQAModel) -> tuple[str, ...]:
+    """Every method whose needs the model meets, but the baselines and RISE."""
+    needs = {name: method.needs for name, method in catalog.METHODS.items()}
+    return tuple(n for n in needs if n not in UNASKED and needs[n] <= model.provides)
 
 
 def _model(model: str | Mapping[str, Any] | VQAModel, device: str) -> VQAModel:
