@@ -60,7 +60,11 @@ class Evaluator:
         self.store = Store(root)
         self.dataset = catalog.dataset(config.dataset)
         self.metrics = catalog.metrics(config.metrics)
-        self.arrays = self.store.arrays()
+        self.group = self.store.arrays()
+        self.arrays: dict[str, Any] = {}
+        """Path -> an array of the run, opened."""
+        self.shard: dict[str, np.ndarray] = {}
+        """Path -> this task's places in an array whose maps share a chunk."""
 
     def run(self, task: Task) -> Report:
         """Score every map of a shard under the task's labels, and commit."""
@@ -81,6 +85,7 @@ class Evaluator:
 
     def _score(self, scored: Scored) -> None:
         task = scored.task
+        self.shard.clear()
         answered, maps = self._answered(task), self._maps(task)
         for example, decoy in zip(task.shard.examples, task.decoys, strict=True):
             if (row := answered.get(example.question_id)) is not None:
@@ -147,9 +152,21 @@ class Evaluator:
 
     def _candidate(self, row: MapRow) -> Candidate:
         """The stored primary array that an index row points at."""
-        stored = self.arrays[row.array][row.ordinal, row.target_index]  # type: ignore[index]
-        values = np.asarray(stored, np.float32) * np.float32(row.scale)
+        values = np.asarray(self._stored(row), np.float32) * np.float32(row.scale)
         return Candidate(row.method, row.target, values)
+
+    def _stored(self, row: MapRow) -> np.ndarray:
+        """A map; where a shard's maps share one chunk, it is read once a task."""
+        if row.array not in self.arrays:
+            self.arrays[row.array] = self.group[row.array]
+        array = self.arrays[row.array]
+        if array.chunks[0] == 1:
+            return array[row.ordinal, row.target_index]
+        capacity = array.chunks[0]
+        first = row.shard * capacity
+        if row.array not in self.shard:
+            self.shard[row.array] = array[first : first + capacity]
+        return self.shard[row.array][row.ordinal - first, row.target_index]
 
     def _decoy(self, decoy: Example, frame: Frame) -> list[np.ndarray]:
         return [cut(human, frame) for human in self.dataset.human_maps(decoy)[:1]]
