@@ -27,6 +27,10 @@ class Rule:
     last: int | None
     reads: bool = False
     """Whether GET and HEAD count too."""
+    only: str = ""
+    """Requests with this in their path; others neither fail nor count."""
+    every: int = 1
+    """With 2 every other one: each fails once, and its repetition does not."""
 
 
 class Proxy:
@@ -52,9 +56,11 @@ class Proxy:
         self.server.shutdown()
         self.server.server_close()
 
-    def fault(self, method: str) -> str | None:
+    def fault(self, method: str, path: str) -> str | None:
         """What becomes of the next request."""
         with self.lock:
+            if self.rule is not None and self.rule.only not in path:
+                return None
             self.requests += 1
             self.writes += method in WRITES
             rule = self.rule
@@ -62,7 +68,8 @@ class Proxy:
                 return None
             number = self.requests if rule.reads else self.writes
             late = rule.last is not None and number > rule.last
-            return None if number < rule.first or late else rule.fault
+            spared = (number - rule.first) % rule.every
+            return None if number < rule.first or late or spared else rule.fault
 
     def begin(self, rule: Rule | None) -> None:
         """Count from 1 again, under another rule."""
@@ -79,7 +86,7 @@ def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            fault = proxy.fault(self.command)
+            fault = proxy.fault(self.command, self.path)
             if fault == "silence":
                 proxy.closing.wait(30)
             if fault in ("silence", "reset"):

@@ -11,7 +11,7 @@ PLACES = ["shard", "ordinal", "round", "seconds", "device", "checksum", "image"]
 """Where, of what folder and how fast a map was made may differ, and its last bits; else nothing."""
 
 
-def assert_same_run(first: Path, second: Path, tolerance: float = 1e-5) -> None:
+def assert_same_run(first: Path, second: Path | str, tolerance: float = 1e-5) -> None:
     """The same rows in every table and the same maps to ``tolerance`` of their scale."""
     a, b = Run(first), Run(second)
     _same_rows(a.examples, b.examples, ["question_id"])

@@ -25,7 +25,7 @@ METHODS = {"saliency": {}, "attention": {}, "word_gradient": {}}
 def first(recipe: Recipe, world: Path, limit: int | None, **sections: object) -> RunConfig:
     """The recipe over the world's first examples."""
     dataset = {"name": "shapes", "root": str(world), "scenes": 8, "seed": 3, "limit": limit}
-    return recipe(dataset=dataset, methods=METHODS, **sections)
+    return recipe(dataset=dataset, methods=METHODS, metrics={"rank_correlation": {}}, **sections)
 
 
 @pytest.fixture(scope="module")
@@ -129,17 +129,28 @@ def test_retry_explains_only_the_failed_and_their_metrics_follow(
     assert stages.retry(out).tasks == 0
 
 
-@pytest.mark.parametrize("table", ["maps", "words", "metrics", "examples"])
-def test_compacted_table_has_the_same_rows(table: str, complete: Path, copy: Path) -> None:
+def test_compacted_tables_have_the_same_rows(complete: Path, copy: Path) -> None:
     merged = stages.compact(copy)
-    assert merged[table] == Store(complete).shards
     key = ["question_id", "method", "target", "metric", "annotator", "seconds"]
-    a, b = (
-        f.sort_values([c for c in key if c in f], ignore_index=True)
-        for f in (getattr(Run(complete), table), pd.read_parquet(copy / table))
-    )
-    pd.testing.assert_frame_equal(a, b)
+    for table in ("maps", "words", "metrics", "examples"):
+        assert merged[table] == Store(complete).shards
+        a, b = (
+            f.sort_values([c for c in key if c in f], ignore_index=True)
+            for f in (getattr(Run(complete), table), pd.read_parquet(copy / table))
+        )
+        pd.testing.assert_frame_equal(a, b)
     assert stages.compact(copy) == {}
+
+
+def test_compacted_run_is_extended_by_a_method_and_has_each_example_once(
+    recipe: Recipe, world: Path, copy: Path
+) -> None:
+    stages.compact(copy)
+    dataset = {"name": "shapes", "root": str(world), "scenes": 8, "seed": 3}
+    wider = {**METHODS, "grad_cam": {}}
+    assert stages.run(recipe(dataset=dataset, methods=wider), copy).tasks > 0
+    assert not Run(copy).examples.duplicated("question_id").any()
+    assert_sound(copy)
 
 
 def test_compacted_table_is_cut_into_files_of_a_bounded_length(

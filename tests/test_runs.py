@@ -44,7 +44,7 @@ def test_run_locally_with_other_shards_is_the_same(
     assert_same_run(reference_run(plain, recipe), tmp_path / "run")
 
 
-@pytest.mark.parametrize(("shard_size", "workers"), [(1, 1), (1, 2), (7, 1), (7, 2), (64, 2)])
+@pytest.mark.parametrize(("shard_size", "workers"), [(1, 2), (7, 1), (64, 2)])
 def test_run_on_ray_is_the_same(
     shard_size: int,
     workers: int,

@@ -65,7 +65,11 @@ class Evaluator:
         self.store = Store(root)
         self.dataset = catalog.dataset(config.dataset)
         self.metrics = catalog.metrics(config.metrics)
-        self.arrays = self.store.arrays()
+        self.group = self.store.arrays()
+        self.arrays: dict[str, Any] = {}
+        """Path -> an array of the run, opened."""
+        self.shard: dict[str, np.ndarray] = {}
+        """Path -> this task's places in an array whose maps share a chunk."""
         self.examiner = Examiner(config, self._values)
 
     def run(self, task: Task) -> Report:
@@ -87,6 +91,7 @@ class Evaluator:
 
     def _score(self, scored: Scored) -> None:
         task = scored.task
+        self.shard.clear()
         answered, maps = self._answered(task), self._maps(task)
         for example, decoy in zip(task.shard.examples, task.decoys, strict=True):
             if (row := answered.get(example.question_id)) is not None:
@@ -173,8 +178,7 @@ class Evaluator:
 
     def _values(self, row: MapRow) -> np.ndarray:
         """The stored primary array that an index row points at."""
-        stored = self.arrays[row.array][row.ordinal, row.target_index]  # type: ignore[index]
-        return np.asarray(stored, np.float32) * np.float32(row.scale)
+        return np.asarray(self._stored(row), np.float32) * np.float32(row.scale)
 
     def _alone(
         self, task: Task, example: Example, metric: MapMetric, candidates: Sequence[Candidate]
@@ -195,6 +199,19 @@ class Evaluator:
                 scored.failures.append(failure)
             else:
                 scored.rows += _check_rows(scored.task, self.metrics[result.check], result)
+
+    def _stored(self, row: MapRow) -> np.ndarray:
+        """A map; where a shard's maps share one chunk, it is read once a task."""
+        if row.array not in self.arrays:
+            self.arrays[row.array] = self.group[row.array]
+        array = self.arrays[row.array]
+        if array.chunks[0] == 1:
+            return array[row.ordinal, row.target_index]
+        capacity = array.chunks[0]
+        first = row.shard * capacity
+        if row.array not in self.shard:
+            self.shard[row.array] = array[first : first + capacity]
+        return self.shard[row.array][row.ordinal - first, row.target_index]
 
     def _decoy(self, decoy: Example, frame: Frame) -> list[np.ndarray]:
         return [cut(human, frame) for human in self.dataset.human_maps(decoy)[:1]]

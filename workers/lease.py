@@ -26,6 +26,10 @@ LIFETIME = 30.0
 """Seconds without one after which another driver may take over."""
 
 
+_HELD: set[str] = set()
+"""Tokens of the leases that this process holds."""
+
+
 class Holder(Frozen):
     """Who drives a run."""
 
@@ -55,6 +59,8 @@ class Holder(Frozen):
         """Known at once on the same machine; elsewhere when its signs of life have stopped."""
         if self.released:
             return True
+        if self.place == here() and self.pid == os.getpid():
+            return self.token not in _HELD  # let go, and that could not be written
         if self.place == here():
             return not _runs(self.pid, self.started)
         return time.time() - self.beat > LIFETIME
@@ -65,8 +71,9 @@ class Lease:
 
     def __init__(self, objects: Objects, command: str) -> None:
         self.objects, self.lost = objects, ""
-        self.number = _take(objects, _myself(command))
-        self.holder = _read(objects, self.number)
+        self.holder = _myself(command)
+        self.number = _take(objects, self.holder)
+        _HELD.add(self.holder.token)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
@@ -77,6 +84,7 @@ class Lease:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
+        _HELD.discard(self.holder.token)
         with suppress(OSError):  # unwritten, it runs out by itself
             if not self.lost:
                 self._write(released=True)

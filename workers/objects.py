@@ -305,17 +305,25 @@ class Bucket(Objects):
             obstore.put(self.store, key, data, use_multipart=False)
 
     def put_new(self, key: str, data: bytes) -> bool:
-        """The client repeats no conditional write whose answer was lost. Here that is safe: it
-        then finds its own object."""
+        """Safe to repeat: a write whose answer was lost then finds its own object."""
+        try:
+            self._again(
+                key, lambda: obstore.put(self.store, key, data, mode="create", use_multipart=False)
+            )
+        except FileExistsError:
+            return _holds(self, key, data)
+        return True
+
+    def _again(self, key: str, request: Callable[[], object]) -> None:
+        """A request that the client does not repeat by itself when its answer is lost: conditional
+        writes, and deletions, which are POSTs."""
         end = time.monotonic() + _setting("VQATLAS_S3_RETRY", 60)
         while True:
             try:
                 with self._errors(key):
-                    obstore.put(self.store, key, data, mode="create", use_multipart=False)
-                return True
-            except FileExistsError:
-                return _holds(self, key, data)
-            except (PermissionError, FileNotFoundError):
+                    request()
+                return
+            except (PermissionError, FileNotFoundError, FileExistsError):
                 raise
             except OSError:
                 if time.monotonic() > end:
@@ -325,17 +333,14 @@ class Bucket(Objects):
     def move(self, source: str, target: str) -> None:
         with self._errors(source):
             obstore.copy(self.store, source, target)
-            obstore.delete(self.store, source)
+        self.delete(source)
 
     def delete(self, key: str) -> None:
-        with self._errors(key):
-            obstore.delete(self.store, key)
+        self._again(key, lambda: obstore.delete(self.store, key))
 
     def delete_folder(self, folder: str) -> None:
-        keys = list(self.sizes(folder))
-        with self._errors(folder):
-            if keys:
-                obstore.delete(self.store, keys)
+        if keys := list(self.sizes(folder)):
+            self._again(folder, lambda: obstore.delete(self.store, keys))
 
     def delete_unfinished(self, before: float) -> None:
         """A PUT that was cut off has left nothing."""
@@ -345,7 +350,9 @@ class Bucket(Objects):
 
     def arrow(self) -> FileSystem:
         bucket, _, prefix = self.root.removeprefix("s3://").partition("/")
-        files = FsspecStore("s3", client_options=client(), retry_config=patience())  # type: ignore[call-overload]
+        options = {"client_options": client(), "retry_config": patience()}
+        # fsspec would give back an instance made when the environment named another server
+        files = FsspecStore("s3", **options, skip_instance_cache=True)  # type: ignore[call-overload]
         return SubTreeFileSystem(f"{bucket}/{prefix}", PyFileSystem(FSSpecHandler(files)))
 
     @contextmanager

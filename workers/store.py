@@ -46,6 +46,7 @@ class Store:
         self.objects: Objects = open_objects(root)
         self.root = str(root)
         self._rounds: dict[str, tuple[str, ...]] = {}
+        self._record: RunRecord | None = None
 
     @property
     def root_anywhere(self) -> str:
@@ -59,13 +60,16 @@ class Store:
         return self.objects.exists("run.json")
 
     def record(self) -> RunRecord:
-        """The run's identity; a place without one is not a run."""
-        if not self.exists:
-            raise UserError(
-                f"{self.root} is not a run: it has no run.json. Make one with "
-                f"`python run_pipeline.py run RECIPE --out {self.root}`."
-            )
-        return self._load("run.json", RunRecord)
+        """The run's identity, read once; a place without one is not a run."""
+        if self._record is None:
+            try:
+                self._record = self._load("run.json", RunRecord)
+            except FileNotFoundError:
+                raise UserError(
+                    f"{self.root} is not a run: it has no run.json. Make one with "
+                    f"`python run_pipeline.py run RECIPE --out {self.root}`."
+                ) from None
+        return self._record
 
     def parts(self) -> list[Part]:
         """What the run began with, and what it has grown by since."""
@@ -305,14 +309,14 @@ class Store:
         on, or was cut off, is left out until a driver has finished it.
         """
         names = self.fragments(table)
-        hidden = self._unsettled()  # listed later: what has left the stage by then is in place
+        hidden = self.unsettled()  # listed later: what has left the stage by then is in place
         return [name for name in names if fragment_key(name) not in hidden]
 
     def settled_labels(self, stage: str) -> dict[int, set[str]]:
         """``committed``, of attempts that are published in full."""
         table = DECIDING[stage]
         names = self.covered(table)
-        hidden = self._unsettled()
+        hidden = self.unsettled()
         return self._labels_of(table, (n for n in names if fragment_key(n) not in hidden))
 
     def dataset(self, table: str, loose: Sequence[str] | None = None) -> ds.Dataset:
@@ -321,7 +325,7 @@ class Store:
         ``loose`` are the loose fragments to read, those that are settled unless they are given.
         """
         names = self.fragments(table) if loose is None else loose
-        hidden = self._unsettled()
+        hidden = self.unsettled()
         manifest = self.manifest(table)  # after the names, as in ``covered``
         covers = manifest.covers if manifest else {}
         replaced = self._overridden(table, names, manifest)
@@ -407,7 +411,7 @@ class Store:
     def _winner(self, task: "StagedTask") -> str | None:
         return self.attempt_of(DECIDING[task.stage], task.fragment)
 
-    def _unsettled(self) -> set[tuple[int, str]]:
+    def unsettled(self) -> set[tuple[int, str]]:
         """Shards and rounds that an attempt has decided and not yet published in full."""
         staged = [_staged_by(name) for name in self.staged()]
         tables = {DECIDING[task.stage] for task, _ in staged}
@@ -440,7 +444,7 @@ class Store:
     def drop_staged(self, since: float) -> None:
         """Delete what attempts have staged that can no longer commit, and what was being written
         when this driver began: no other is at work."""
-        unsettled = self._unsettled()
+        unsettled = self.unsettled()
         for staged in self.staged():
             if _staged_by(staged)[0].key not in unsettled:
                 self.objects.delete_folder(f"stage/{staged}")

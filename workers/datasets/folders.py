@@ -34,6 +34,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
+        self.text = str(self.path)
         self.links: dict[str, bool] = {}
         try:
             if path.is_dir():
@@ -45,10 +46,11 @@ class Folder:
                 "data or its permissions"
             ) from error
 
-    def file(self, name: str, root: Path, named_in: object) -> Path:
+    def file(self, name: str, root: Path, named_in: object) -> str:
         """The path of a listed name; a link must lead somewhere inside ``root``."""
-        path = self.path / name
-        return inside(root, path, named_in) if self.links[name] else path
+        if self.links[name]:
+            return str(inside(root, self.path / name, named_in))
+        return f"{self.text}/{name}"  # a Path for each of a million takes seconds
 
 
 class ImageFolder:
@@ -64,7 +66,7 @@ class ImageFolder:
         self.flat = Folder(path)
         self.splits: dict[str, Folder] = {}
 
-    def find(self, split: str, image_id: int, named_in: object = "") -> Path:
+    def find(self, split: str, image_id: int, named_in: object = "") -> str:
         """The image's file; the official name where there is none, for decoding to miss."""
         if split not in self.splits:
             self.splits[split] = Folder(inside(self.flat.path, split, named_in))
@@ -76,8 +78,8 @@ class ImageFolder:
             for name in names:
                 if name in folder.links:
                     return folder.file(name, self.flat.path, named_in)
-        missing = self.splits[split].path / names[0]
-        return inside(self.flat.path, missing, named_in) if os.sep in split else missing
+        missing = f"{self.splits[split].text}/{names[0]}"
+        return str(inside(self.flat.path, missing, named_in)) if os.sep in split else missing
 
 
 def human_map_index(path: Path) -> dict[int, tuple[str, ...]]:
@@ -86,7 +88,7 @@ def human_map_index(path: Path) -> dict[int, tuple[str, ...]]:
     maps: dict[int, list[tuple[int, str]]] = {}
     for name in folder.links:
         if match := MAP_NAME.fullmatch(name):
-            file = str(folder.file(name, folder.path, path))
+            file = folder.file(name, folder.path, path)
             maps.setdefault(int(match[1]), []).append((int(match[2]), file))
     if not maps:
         raise UserError(

@@ -45,12 +45,12 @@ class VQA(Dataset):
 
     def read(self, report: Report) -> Iterator[Example]:
         joined, split = self._joined(report)
-        images = ImageFolder(self.root / self.images)
+        images, named_in = ImageFolder(self.root / self.images), str(self.root / self.questions)
         maps = self._maps(joined)
         for item in joined:
             human_maps = maps.get(item.question.question_id, ())
             if human_maps or not self.with_human_maps_only:
-                yield self._example(item, images, split, human_maps)
+                yield self._example(item, images, split, human_maps, named_in)
 
     def _joined(self, report: Report) -> tuple[list[Labelled], str | None]:
         """Checked records and the file's own split; the raw JSON is let go of."""
@@ -75,10 +75,15 @@ class VQA(Dataset):
         return maps
 
     def _example(
-        self, item: Labelled, images: ImageFolder, split: str | None, human_maps: tuple[str, ...]
+        self,
+        item: Labelled,
+        images: ImageFolder,
+        split: str | None,
+        human_maps: tuple[str, ...],
+        named_in: str,
     ) -> Example:
         question, label = item.question, item.label
-        record = f"{self.root / self.questions}: question_id {question.question_id}"
+        record = f"{named_in}: question_id {question.question_id}"
         split = question.coco_split or split
         if not split:
             raise UserError(
@@ -89,7 +94,7 @@ class VQA(Dataset):
         return Example(
             question_id=question.question_id,
             image_id=question.image_id,
-            image=str(image),
+            image=image,
             question=question.question,
             answers=label.answers,
             truth=label.truth,
