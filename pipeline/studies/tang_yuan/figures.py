@@ -72,6 +72,8 @@ def boxes(
         drawn = axis.bxp(
             rows.drop(columns=["metric", "group", "n"]).to_dict("records"),
             positions=places,
+            widths=0.6,
+            manage_ticks=False,
             showfliers=False,
             patch_artist=True,
             orientation="horizontal",

@@ -158,7 +158,8 @@ def _difference(
     tested = t_test(values[first], values[second], level=bootstrap.level)
     one, two = values[first], values[second]
     low, high = bootstrap.differences(values[either], first[either], images[either])
-    permuted = Permutations(seed=bootstrap.seed).test(values[either], first[either], images[either])
+    permutations = Permutations(resamples=max(1, bootstrap.resamples - 1), seed=bootstrap.seed)
+    permuted = permutations.test(values[either], first[either], images[either])
     return pd.concat([wide.columns.to_frame(index=False), tested], axis=1).assign(
         comparison=comparison.name,
         clustered_low=low,

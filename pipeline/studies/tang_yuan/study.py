@@ -1,9 +1,13 @@
 """The study: what can be computed of it from a run, and what not."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import pandas as pd
 
 from pipeline.studies.agreement import BASELINES, Confidence
-from pipeline.studies.base import Evidence, Finding, Part, Study, Table, Text
+from pipeline.studies.base import Evidence, Finding, Picture, Study, Table, Text
+from pipeline.studies.summary import Bootstrap
 from pipeline.studies.tang_yuan.figure2 import EVERY_MAP, EXACT, figure_2, means, readings, views
 from pipeline.studies.tang_yuan.figures import (
     boxes,
@@ -36,6 +40,7 @@ from pipeline.studies.tang_yuan.tables import (
 )
 from pipeline.studies.targets import PREDICTED, TRUTH, usable
 
+TITLE = "Human attention, correctness and confidence"
 FIGURES = {
     "3": ("correct_wrong", "correct_wrong_low", "correct_wrong_high"),
     "5": ("high_low_correct",),
@@ -57,119 +62,160 @@ ONE_TARGET = (
 
 def tang_yuan(evidence: Evidence) -> Study:
     """Everything the paper reports, of this run."""
-    return study(evidence.values, evidence.examples, evidence)
+    found = compute(evidence.values, evidence.examples, evidence.confidence, evidence.bootstrap)
+    if found is None:
+        return Study("tang_yuan", TITLE, SOURCE, missing=(NO_METRICS,))
+    means, tests = means_tables(found), group_tables(found)
+    return Study(
+        name="tang_yuan",
+        title=TITLE,
+        source=SOURCE,
+        parts=(
+            *means,
+            *tests[:1],
+            *pictures(found),
+            *tests[1:],
+            *panels(found.predicted, found.examples, found.confidence),
+            conventions(found.confidence),
+        ),
+        findings=findings(found),
+        missing=missing(found),
+    )
 
 
-def study(values: pd.DataFrame, examples: pd.DataFrame, evidence: Evidence) -> Study:
-    """From ``Evidence.values`` and ``Evidence.examples``; of the evidence itself only its bootstrap
-    and its limits of confidence are used."""
+@dataclass(frozen=True)
+class Computed:
+    """All numbers of the study."""
+
+    examples: pd.DataFrame
+    """As ``targets.usable`` gives them."""
+    confidence: Confidence
+    bootstrap: Bootstrap
+    means: dict[str, pd.DataFrame]
+    """View of the targets -> figure 2."""
+    predicted: pd.DataFrame
+    """The matrix of the predicted answer, with the metrics that are tested."""
+    summaries: pd.DataFrame
+    differences: pd.DataFrame
+    correlations: pd.DataFrame
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """The examples behind the rows of ``predicted``."""
+        return self.examples.loc[self.predicted.index]
+
+    @property
+    def groups(self) -> dict[str, np.ndarray]:
+        return masks(self.rows, self.confidence)
+
+    @property
+    def base(self) -> str | None:
+        """The method with the highest mean F1."""
+        return base_method(self.means[PREDICTED])
+
+    @property
+    def pooled(self) -> pd.DataFrame:
+        """Figure 2 over every map."""
+        return self.means.get(EVERY_MAP, self.means[PREDICTED])
+
+    @property
+    def both_readings(self) -> bool:
+        return set(EXACT) <= set(self.pooled)
+
+
+def compute(
+    values: pd.DataFrame, examples: pd.DataFrame, confidence: Confidence, bootstrap: Bootstrap
+) -> Computed | None:
+    """From ``Evidence.values`` and ``Evidence.examples``; None where nothing was compared."""
     examples = usable(examples)
     values = values[values["metric"].isin([*TESTED, *EXACT])]
+    if not set(TESTED) <= set(values["metric"]) or set(values["method"]) <= BASELINES:
+        return None
     seen = views(values, examples)
-    methods = seen[PREDICTED].columns.unique("method").difference(list(BASELINES))
-    if not len(methods) or not set(TESTED) <= set(values["metric"]):
-        return Study("tang_yuan", "Human attention", SOURCE, missing=(NO_METRICS,))
-    return _Maker(seen, examples, evidence).study()
-
-
-class _Maker:
-    """The matrices and what is computed from them, once."""
-
-    def __init__(
-        self, seen: dict[str, pd.DataFrame], examples: pd.DataFrame, evidence: Evidence
-    ) -> None:
-        self.seen, self.examples = seen, examples
-        self.bootstrap, self.confidence = evidence.bootstrap, evidence.confidence
-        self.means = {name: means(w, examples, self.bootstrap) for name, w in seen.items()}
-        self.base = base_method(self.means[PREDICTED])
-        tested = {name: only(wide, list(TESTED)) for name, wide in seen.items()}
-        targets = {name: tested[name] for name in (PREDICTED, TRUTH) if name in tested}
-        self.predicted = tested[PREDICTED]
-        self.rows = examples.loc[self.predicted.index]
-        self.summaries = pd.concat(
-            group_summary(wide, examples, self.confidence, self.bootstrap).assign(target=name)
+    tested = {name: only(wide, list(TESTED)) for name, wide in seen.items()}
+    targets = {name: tested[name] for name in (PREDICTED, TRUTH) if name in tested}
+    return Computed(
+        examples=examples,
+        confidence=confidence,
+        bootstrap=bootstrap,
+        means={name: means(wide, examples, bootstrap) for name, wide in seen.items()},
+        predicted=tested[PREDICTED],
+        summaries=pd.concat(
+            group_summary(wide, examples, confidence, bootstrap).assign(target=name)
             for name, wide in targets.items()
+        ),
+        differences=differences(targets, examples, confidence, bootstrap),
+        correlations=correlations(tested[PREDICTED], examples, bootstrap),
+    )
+
+
+def means_tables(found: Computed) -> list[Table]:
+    """Figure 2 for every view of the targets, then both readings of the discretisation."""
+    tables = [figure_2(name, table) for name, table in found.means.items()]
+    return [*tables, readings(found.pooled)] if found.both_readings else tables
+
+
+def group_tables(found: Computed) -> list[Table]:
+    """The digest of all differences first, then everything it digests, the groups and the
+    correlations."""
+    return [
+        digest(found.differences, found.confidence),
+        *(difference_table(found.differences, c, found.confidence) for c in COMPARISONS),
+        *(group_table(found.summaries, s, found.confidence) for s in ("mean", "median")),
+        correlation_table(found.correlations),
+    ]
+
+
+def pictures(found: Computed) -> list[Picture]:
+    """Figures 3 to 8 and box plots; 7, 8 and the boxes need a method with values."""
+    dots = [
+        difference_dots(found.differences, number, names, found.confidence)
+        for number, names in FIGURES.items()
+    ]
+    drawn = [dots[0], correlation_map(found.correlations), *dots[1:]]
+    if found.base is None:
+        return drawn
+    given = (found.predicted, found.examples, found.base, found.confidence)
+    predicted = found.summaries[found.summaries["target"] == PREDICTED]
+    return [
+        *drawn,
+        median_bars(predicted, confidence_medians(found), found.base, found.confidence),
+        boxes(*given),
+        *(histograms(*given, level) for level in ("low", "high")),
+    ]
+
+
+def confidence_medians(found: Computed) -> pd.DataFrame:
+    """Columns ``group, n, median``: of the confidence itself, which figure 7 shows too."""
+    confidence = found.rows["confidence"]
+    rows = [(g, int(mask.sum()), confidence[mask].median()) for g, mask in found.groups.items()]
+    return pd.DataFrame(rows, columns=["group", "n", "median"])
+
+
+def findings(found: Computed) -> tuple[Finding, ...]:
+    """What the numbers say about the paper's claims."""
+    if found.base is None:
+        return ()
+    images = found.rows["image_id"].to_numpy()
+    return (
+        *ranking(found.means[PREDICTED], found.predicted, images, found.bootstrap),
+        *group_findings(found.differences, found.base),
+        *correlation_finding(found.correlations, found.base),
+    )
+
+
+def missing(found: Computed) -> tuple[str, ...]:
+    """What the run does not hold."""
+    empty = [group.replace("_", " and ") for group, mask in found.groups.items() if not mask.any()]
+    texts = [] if found.both_readings else [ONE_READING]
+    if TRUTH not in found.means:
+        texts.append(ONE_TARGET)
+    if empty:
+        texts.append(
+            f"Groups without a prediction: {', '.join(empty)} ({thresholds(found.confidence)}). "
+            "Other limits of confidence may fill them."
         )
-        self.differences = differences(targets, examples, self.confidence, self.bootstrap)
-        self.correlations = correlations(self.predicted, examples, self.bootstrap)
-
-    def study(self) -> Study:
-        return Study(
-            name="tang_yuan",
-            title="Human attention, correctness and confidence",
-            source=SOURCE,
-            parts=(
-                *(figure_2(name, table) for name, table in self.means.items()),
-                *self._readings(),
-                digest(self.differences, self.confidence),
-                *self._figures(),
-                *(
-                    difference_table(self.differences, comparison, self.confidence)
-                    for comparison in COMPARISONS
-                ),
-                *(
-                    group_table(self.summaries, statistic, self.confidence)
-                    for statistic in ("mean", "median")
-                ),
-                correlation_table(self.correlations),
-                *panels(self.predicted, self.examples, self.confidence),
-                conventions(self.confidence),
-            ),
-            findings=self._findings(),
-            missing=self._missing(),
-        )
-
-    def _readings(self) -> list[Table]:
-        table = self.means[EVERY_MAP if EVERY_MAP in self.means else PREDICTED]
-        return [readings(table)] if set(EXACT) <= set(table) else []
-
-    def _figures(self) -> list[Part]:
-        dots = [
-            difference_dots(self.differences, number, names, self.confidence)
-            for number, names in FIGURES.items()
-        ]
-        found: list[Part] = [dots[0], correlation_map(self.correlations), *dots[1:]]
-        if self.base is None:
-            return found
-        predicted = self.summaries[self.summaries["target"] == PREDICTED]
-        groups = masks(self.rows, self.confidence)
-        middle = pd.DataFrame(
-            {
-                "group": list(groups),
-                "n": [int(mask.sum()) for mask in groups.values()],
-                "median": [self.rows["confidence"][mask].median() for mask in groups.values()],
-            }
-        )
-        given = (self.predicted, self.examples, self.base, self.confidence)
-        return [
-            *found,
-            median_bars(predicted, middle, self.base, self.confidence),
-            boxes(*given),
-            *(histograms(*given, level) for level in ("low", "high")),
-        ]
-
-    def _findings(self) -> tuple[Finding, ...]:
-        if self.base is None:
-            return ()
-        images = self.rows["image_id"].to_numpy()
-        return (
-            *ranking(self.means[PREDICTED], self.predicted, images, self.bootstrap),
-            *group_findings(self.differences, self.base),
-            *correlation_finding(self.correlations, self.base),
-        )
-
-    def _missing(self) -> tuple[str, ...]:
-        groups = masks(self.rows, self.confidence)
-        empty = [group.replace("_", " and ") for group, mask in groups.items() if not mask.any()]
-        found = [] if self._readings() else [ONE_READING]
-        if TRUTH not in self.seen:
-            found.append(ONE_TARGET)
-        if empty:
-            found.append(
-                f"Groups without a prediction: {', '.join(empty)} ({thresholds(self.confidence)}). "
-                "Other limits of confidence may fill them."
-            )
-        return tuple(found)
+    return tuple(texts)
 
 
 def only(wide: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:

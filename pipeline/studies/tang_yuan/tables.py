@@ -132,7 +132,7 @@ def difference_table(frame: pd.DataFrame, comparison: Comparison, confidence: Co
             Column(
                 name="p_permutation",
                 header="p permutation",
-                help="1,999 exchanges of whole images, whose questions resemble one another.",
+                help="Random exchanges of whole images, whose questions resemble one another.",
                 **p,
             ),
             Column(name="p_published", header="p published", kind="p_value", reason="unpublished"),
