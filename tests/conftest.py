@@ -80,7 +80,7 @@ def checkpoint(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe(world: Path, checkpoint: Path) -> Recipe:
     """A small recipe; keyword arguments replace its top-level sections."""
 
