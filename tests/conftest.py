@@ -96,7 +96,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe(world: Path, checkpoint: Path) -> Recipe:
     """A small recipe; keyword arguments replace its top-level sections."""
 

@@ -171,7 +171,7 @@ def _number(
     if math.isfinite(low) and math.isfinite(high):
         bounds = (shown(bound, column.kind, scale) for bound in (low, high))
         interval = "[" + ", ".join(bound.removesuffix("%") for bound in bounds) + "]"
-    return Cell(text, interval, order=repr(value), mark=mark)
+    return Cell(text, interval, order=repr(float(value)), mark=mark)
 
 
 def shown(value: float, kind: str, scale: float) -> str:
