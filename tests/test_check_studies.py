@@ -13,7 +13,7 @@ from pipeline.dataset import Run
 from pipeline.studies.base import Badge, Evidence, Study, Table, Text
 from pipeline.studies.faithfulness import faithfulness, mean_curves
 from pipeline.studies.registry import STUDIES
-from pipeline.studies.sanity import BAD, GOOD, OPEN, Rule, sanity
+from pipeline.studies.sanity import BAD, GOOD, OPEN, Rule, half_gone, sanity
 from pipeline.studies.summary import Bootstrap
 from pipeline.studies.synthesis import conclusions, criteria_frame, kendall_rows, synthesis
 from schemas.rows import MetricRow
@@ -183,6 +183,16 @@ def test_sanity_badges_find_the_planted_truth(planted: Evidence) -> None:
     assert words == {"loud": BAD, "honest": GOOD, "middling": GOOD, "center": BAD, "random": BAD}
     assert study.badges["loud"].good is False
     assert "loud: with all weights drawn anew its maps stay" in sentences(study)
+
+
+@pytest.mark.parametrize(
+    ("means", "stage"),
+    [([0.9, 0.4, 0.1], "b"), ([0.4, 0.6, 0.1], "c"), ([0.1, 0.1, 0.1], "a"), ([1, 1, 1], "never")],
+)
+def test_half_gone_is_the_stage_after_the_last_that_keeps_half(
+    means: list[float], stage: str
+) -> None:
+    assert half_gone(pd.DataFrame({"stage": list("abc"), "mean": means})) == stage
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def sections(**others: Any) -> dict[str, Any]:
     return {"methods": METHODS, "metrics": METRICS, "resources": PLAIN, **others}
 
 
+@pytest.fixture
+def recipe(recipe: Recipe, world: Path) -> Recipe:
+    """Of the small recipe the first four images."""
+    few = {"name": "shapes", "root": str(world), "scenes": 8, "seed": 3, "limit": 12}
+    return lambda **given: recipe(**{"dataset": few, **given})
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("examined") / "run"
@@ -101,7 +108,7 @@ def test_workers_change_nothing(
     recipe: Recipe, whole: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
     resources = {**PLAIN, "executor": "ray", "workers": 2}
-    config = recipe(**sections(store={"shard_size": 7}, resources=resources))
+    config = recipe(**sections(store={"shard_size": 3}, resources=resources))
     stages.run(config, tmp_path / "run")
     assert stages.evaluate(tmp_path / "run").tasks > 2
     assert_same_metrics(whole, tmp_path / "run")
@@ -120,8 +127,8 @@ def test_evaluation_killed_and_started_again_loses_nothing(
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     committed = set(out.glob("metrics/part-*"))
-    assert 0 < len(committed) < 8
-    assert stages.evaluate(out).tasks == 8 - len(committed)
+    assert 0 < len(committed) < 4
+    assert stages.evaluate(out).tasks == 4 - len(committed)
     assert committed < set(out.glob("metrics/part-*"))
     assert_same_metrics(whole, out)
 
@@ -175,7 +182,7 @@ def test_question_that_cannot_be_examined_spares_its_neighbours(
     """An image that is gone by the time it is needed again."""
     root, out = tmp_path / "world", tmp_path / "run"
     shutil.copytree(world, root)
-    dataset = {"name": "shapes", "root": str(root), "scenes": 8, "seed": 3}
+    dataset = {"name": "shapes", "root": str(root), "scenes": 8, "seed": 3, "limit": 9}
     metrics = {"deletion_insertion": METRICS["deletion_insertion"]}
     stages.run(recipe(**sections(dataset=dataset, metrics=metrics)), out)
     victim = sorted((root / "val2014").glob("*.png"))[2]
@@ -226,9 +233,9 @@ def test_plan_tells_what_the_checks_will_cost(recipe: Recipe, tmp_path: Path) ->
     costs = {cost.label: cost for cost in plan.checks}
     assert set(costs) == {"deletion_insertion", "max_sensitivity", "sanity"}
     curves, moved = costs["deletion_insertion"], costs["max_sensitivity"]
-    assert (curves.examples, curves.images) == (24, 8)
-    assert curves.maps == 24 * 6 * 2
-    assert curves.passes == 8 * (3 + 2 * 2 * 3) + curves.maps * 2 * 3
+    assert (curves.examples, curves.images) == (12, 4)
+    assert curves.maps == 12 * 6 * 2
+    assert curves.passes == 4 * (3 + 2 * 2 * 3) + curves.maps * 2 * 3
     assert moved.passes == 2 * moved.images
     assert str(moved).endswith("; not of occlusion")
 

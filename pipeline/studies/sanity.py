@@ -75,12 +75,14 @@ def sanity(evidence: Evidence) -> Study:
         )
         for row in frame.to_dict("records")
     }
+    steps = cascade_steps(evidence, stages)
     frame = frame.assign(
+        half_gone=[half_gone(steps[steps["method"] == m]) for m in frame["method"]],
         verdict=[badges[m].word for m in frame["method"]],
         why=[badges[m].why for m in frame["method"]],
     )
     left_out = sorted(set(evidence.run.definitions) & _image_methods(evidence) - set(badges))
-    parts: tuple[Part, ...] = (_text(), _table(evidence, frame), *_cascade(evidence, stages))
+    parts: tuple[Part, ...] = (_text(), _table(evidence, frame), _cascade(steps, stages))
     return Study(
         name="sanity",
         title="Sanity",
@@ -164,6 +166,12 @@ def _table(evidence: Evidence, frame: pd.DataFrame) -> Table:
                 "rho_target", "|rho|, another answer", "The trained model, another answer."
             ),
             mean_column("rho_noise", "|rho|, noise", "The level that noise on the grid gives."),
+            Column(
+                name="half_gone",
+                header="half gone at",
+                kind="text",
+                help="The stage of the cascade from which on the mean rho stays below 0.5.",
+            ),
             Column(name="rho_full_n", header="n", kind="count", help="Questions of the sample."),
             Column(name="rho_full_degenerate", header="degenerate", kind="count"),
             Column(name="verdict", header="verdict", kind="text"),
@@ -177,13 +185,24 @@ def _table(evidence: Evidence, frame: pd.DataFrame) -> Table:
     )
 
 
-def _cascade(evidence: Evidence, stages: list[str]) -> list[Part]:
+def cascade_steps(evidence: Evidence, stages: list[str]) -> pd.DataFrame:
+    """One row a method and stage, in their order: the mean rho of magnitudes and its interval."""
     values = evidence.values
     own = values[values["metric"].isin(stages) & (values["target"] == main_target(values))]
     data = summarise(own, ["method", "metric"], evidence.bootstrap)
     data["stage"] = data["metric"].astype(str).str.removeprefix(PREFIX)
-    data = data.sort_values(["method", "stage"], ignore_index=True)
-    picture = Picture(
+    return data.sort_values(["method", "stage"], ignore_index=True)
+
+
+def half_gone(steps: pd.DataFrame) -> str:
+    """The first stage from which on a method's mean rho stays below 0.5; ``never`` without one."""
+    kept = (~(steps["mean"] < 0.5)).to_numpy()
+    last = int(np.flatnonzero(kept)[-1]) + 1 if kept.any() else 0
+    return str(steps["stage"].iloc[last]) if last < len(steps) else "never"
+
+
+def _cascade(data: pd.DataFrame, stages: list[str]) -> Picture:
+    return Picture(
         name="sanity_cascade",
         title="The cascade",
         figure=_drawn(data, [stage.removeprefix(PREFIX) for stage in stages]),
@@ -191,7 +210,6 @@ def _cascade(evidence: Evidence, stages: list[str]) -> list[Part]:
         caption="Mean rho between the map and that of the model whose weights are drawn anew up to "
         "and including the stage, from the answer (left) back to the pixels.",
     )
-    return [picture]
 
 
 def _drawn(data: pd.DataFrame, stages: list[str]) -> Figure:
