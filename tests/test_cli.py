@@ -82,7 +82,8 @@ def test_recipe_that_is_missing_lists_the_recipes(call: Call) -> None:
     assert result.returncode == 2
     assert result.stderr == (
         "error: nowhere.yaml: no such recipe. Recipes in recipes/: "
-        "recipes/coco_geometry.yaml, recipes/demo.yaml, recipes/easy_vqa.yaml.\n"
+        "recipes/blip.yaml, recipes/coco_geometry.yaml, recipes/demo.yaml, recipes/easy_vqa.yaml, "
+        "recipes/own_model.yaml, recipes/vilt.yaml, recipes/vlm.yaml.\n"
     )
 
 
