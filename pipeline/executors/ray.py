@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,7 +28,7 @@ from schemas.config import Resources
 from schemas.shard import Task
 from workers.errors import UserError
 from workers.explain import Report
-from workers.models.own import FOLDERS
+from workers.models.own import FOLDERS, module_folders
 
 IN_FLIGHT = 2
 """Tasks an actor holds: one running, one waiting, so that it never idles."""
@@ -279,8 +278,8 @@ class Gauges:
 def _environment(resources: Resources) -> dict[str, str]:
     """A worker's threads, and where the driver finds modules of one's own: workers on its machine,
     or with the same folders, find them there too."""
-    folders = [str(Path.cwd()), *filter(None, [os.environ.get(FOLDERS)])]
-    return {"OMP_NUM_THREADS": str(resources.threads), FOLDERS: os.pathsep.join(folders)}
+    folders = os.pathsep.join(module_folders())
+    return {"OMP_NUM_THREADS": str(resources.threads), FOLDERS: folders}
 
 
 def _gpus(job: Job, resources: Resources) -> float:

@@ -139,8 +139,14 @@ def _public(own: type) -> list[str]:
     ]
 
 
+def module_folders() -> list[str]:
+    """Where own modules are looked for before installed packages are asked."""
+    named = [folder for folder in os.environ.get(FOLDERS, "").split(os.pathsep) if folder]
+    return [str(Path(folder).absolute()) for folder in (".", *named)]
+
+
 def _module(name: str, target: str) -> Any:
-    folders = [str(Path.cwd()), *filter(None, os.environ.get(FOLDERS, "").split(os.pathsep))]
+    folders = module_folders()
     sys.path += [folder for folder in folders if folder not in sys.path]
     importlib.invalidate_caches()
     try:
