@@ -364,7 +364,8 @@ def test_noise_foresees_nothing():
     for _ in range(worlds):
         right = rng.random(240) < 0.6
         data = labelled(maps_of(rng.random(240), rng), right, np.arange(240) // 3)
-        scores = failure.out_of_fold(data.features[data.maps].to_numpy(), data, 0)
+        folds = failure.image_folds(data, 0)
+        scores = failure.out_of_fold(data.features[data.maps].to_numpy(), right, folds)
         low, high = roc.area(scores, right).interval(data.images, 0.95)
         covered += low <= 0.5 <= high
         claimed += low > 0.5
@@ -379,7 +380,9 @@ def test_predictions_come_from_other_images():
     images = np.repeat(np.arange(60), 5)
     own = pd.get_dummies(images).to_numpy(float)
     data = labelled(maps_of(rng.random(300), rng), image_right[images], images)
-    score = failure.out_of_fold(own, data, 0)
+    folds = failure.image_folds(data, 0)
+    assert (pd.Series(folds).groupby(images).nunique() == 1).all()
+    score = failure.out_of_fold(own, data.right, folds)
     assert roc.area(score, data.right).value < 0.6
 
 
@@ -619,7 +622,8 @@ def test_more_maps_than_can_be_read_are_drawn_by_image(evidence: Evidence, monke
     rows = evidence.run.maps
     everything = cross_method.sample(evidence.run, rows, 0)
     assert len(everything) == len(rows)
-    monkeypatch.setattr(cross_method, "READ", 600_000)
+    monkeypatch.setattr(cross_method, "READ", 10 * 2**20)
+    monkeypatch.setattr(cross_method, "RUN", 2)
     some = cross_method.sample(evidence.run, rows, 0)
     images = set(some["image_id"])
     assert 0 < len(images) < rows["image_id"].nunique()
@@ -628,7 +632,9 @@ def test_more_maps_than_can_be_read_are_drawn_by_image(evidence: Evidence, monke
     others = [set(cross_method.sample(evidence.run, rows, seed)["image_id"]) for seed in (1, 2, 3)]
     assert any(other != images for other in others)
     caption = cross_method.section(evidence).parts[0].caption
-    assert f"{len(images)} of 8 images drawn at random" in caption
+    assert f"{len(images)} of 8 images drawn at random, 2 neighbours at a time" in caption
+    monkeypatch.setattr(cross_method, "READ", 1)
+    assert cross_method.sample(evidence.run, rows, 0)["image_id"].nunique() == 2
 
 
 # README

@@ -95,8 +95,9 @@ def refusal(data: Labelled) -> str | None:
 
 def predict(data: Labelled, bootstrap: Bootstrap) -> Section:
     """Everything about one set of examples."""
+    folds = image_folds(data, bootstrap.seed)
     scores = {
-        name: out_of_fold(data.features[columns].to_numpy(float), data, bootstrap.seed)
+        name: out_of_fold(data.features[columns].to_numpy(float), data.right, folds)
         for name, columns in scorings(data).items()
     }
     areas = {name: area(values, data.right) for name, values in scores.items()}
@@ -117,15 +118,22 @@ def scorings(data: Labelled) -> dict[str, list[str]]:
     return {MAPS: data.maps, **paper, SURE: sure, BOTH: [*sure, *data.maps]}
 
 
-def out_of_fold(features: np.ndarray, data: Labelled, seed: int) -> np.ndarray:
-    """Probability ``(n,)`` that each answer is right, fitted on other images; ``features (n, k)``.
+def image_folds(data: Labelled, seed: int) -> np.ndarray:
+    """The fold ``(n,)`` of each example: whole images, stratified by right and wrong."""
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    folds = np.empty(len(data.right), int)
+    for k, (_, test) in enumerate(splitter.split(data.right, data.right, data.images)):
+        folds[test] = k
+    return folds
 
-    All scorings see the same five folds, stratified by right and wrong.
-    """
-    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+
+def out_of_fold(features: np.ndarray, right: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """Probability ``(n,)`` that each answer is right, fitted on the other folds;
+    ``features (n, k)``."""
     probabilities = np.empty(len(features))
-    for train, test in folds.split(features, data.right, data.images):
-        fitted = regression().fit(features[train], data.right[train])
+    for k in range(FOLDS):
+        test = folds == k
+        fitted = regression().fit(features[~test], right[~test])
         probabilities[test] = fitted.predict_proba(features[test])[:, 1]
     return probabilities
 
