@@ -12,16 +12,41 @@ from pipeline.plan import obstacle
 from tests import hub
 from workers import catalog
 from workers.errors import UserError
+from workers.models import deeper_lstm
 from workers.models.base import VQAModel
+from workers.models.deeper_lstm import DeeperLSTMConfig
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- capabilities -->\n", "<!-- end -->\n"
 SMALL: dict[str, dict[str, Any]] = {
     "occlusion": {"grid": 2},
     "rise": {"masks": 4, "cells": 4},
+    "question_grad_cam": {"n": 4},
 }
 """Options that make a method cheap; a method that is not here runs with its defaults."""
 Folder = Callable[[str], Path]
+LSTM = DeeperLSTMConfig(
+    trunk="small",
+    channels=(4, 6, 8, 10),
+    image_size=56,
+    pool=3,
+    fully=(12, 9),
+    embedding=7,
+    state=5,
+    combine=11,
+    tokeniser="simple",
+    words=("what", "color", "is", "the", "dog", "UNK"),
+    answers=("red", "blue", "yes"),
+)
+
+
+def lstm(path: Path) -> None:
+    """A tiny Deeper LSTM Q + norm I, saved."""
+    deeper_lstm.save(deeper_lstm.untrained(LSTM, 0), path)
+
+
+MAKERS: dict[str, Callable[[Path], None]] = {**hub.FAMILIES, "lstm.safetensors": lstm}
+"""What makes each checkpoint."""
 
 
 def own(name: str) -> dict[str, Any]:
@@ -35,6 +60,7 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
         "kazemi": {"name": "kazemi", "random_seed": 0, "trunk": "small", "image_size": 32},
         "demo": {"name": "demo"},
         "easy_vqa": {"name": "easy_vqa"},
+        "deeper_lstm": {"name": "deeper_lstm", "checkpoint": str(folder("lstm.safetensors"))},
         "python: logits": own("Plain"),
         "python: differentiable logits": own("Least"),
         "python: trunk, words, encode, head": own("Late"),
@@ -84,7 +110,7 @@ def main() -> None:
         def folder(name: str) -> Path:
             if name not in made:
                 made[name] = Path(root, name)
-                hub.FAMILIES[name](made[name])
+                MAKERS[name](made[name])
             return made[name]
 
         found = {title: runnable(build(section)) for title, section in rows(folder).items()}

@@ -82,15 +82,15 @@ def checkpoint(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny checkpoint of a Hugging Face family, made once."""
-    from tests import hub  # and transformers, which few tests need
+    """A tiny checkpoint by its name, made once: a Hugging Face family's folder, or a file."""
+    from tests.capabilities import MAKERS  # and transformers, which few tests need
 
     made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
         if name not in made:
             made[name] = tmp_path_factory.mktemp("hub") / name
-            hub.FAMILIES[name](made[name])
+            MAKERS[name](made[name])
         return made[name]
 
     return folder

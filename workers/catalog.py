@@ -37,7 +37,6 @@ from workers.models.huggingface import HuggingFaceSpec
 from workers.models.own import PythonSpec
 from workers.models.specs import (
     DeeperLSTMSpec,
-    DemoLSTMSpec,
     DemoSpec,
     EasyVQASpec,
     KazemiSpec,
@@ -52,7 +51,6 @@ DATASETS: dict[str, type[Dataset]] = {
 }
 MODELS: dict[str, type[ModelSpec]] = {
     "demo": DemoSpec,
-    "demo_lstm": DemoLSTMSpec,
     "easy_vqa": EasyVQASpec,
     "kazemi": KazemiSpec,
     "deeper_lstm": DeeperLSTMSpec,

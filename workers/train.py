@@ -427,12 +427,12 @@ def demo(
 @app.command()
 def demo_lstm(
     first: Path = WEIGHTS / "demo.safetensors",
-    out: Path = WEIGHTS / "demo_lstm.safetensors",
+    out: Path = Path("runs/demo_lstm.safetensors"),
     scenes: int = 24_000,
     epochs: int = 10,
     seed: int = 0,
 ) -> None:
-    """The embedded world's model with a combine layer, on the first model's trunk."""
+    """A ``deeper_lstm`` of the embedded world, on the first model's trunk; none is shipped."""
     out.parent.mkdir(parents=True, exist_ok=True)
     trained = load(first).eval()
     print(f"drawing {scenes} scenes, and what the trunk of {first.name} makes of them")
