@@ -54,7 +54,7 @@ def both_answered(a: Evidence, b: Evidence) -> pd.DataFrame:
     """Examples in both runs by ``question_id``; answers of B have the suffix ``_b``."""
     columns = ["question_id", "image_id", "correct", "accuracy", "prediction"]
     one, two = (e.examples[columns].set_index("question_id") for e in (a, b))
-    joined = one.join(two, how="inner", rsuffix="_b")
+    joined = one.join(two.add_suffix("_b"), how="inner")
     other = joined["image_id"] != joined["image_id_b"]
     if not len(joined) or other.all():
         raise UserError(
