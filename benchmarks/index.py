@@ -114,9 +114,14 @@ def _columns(
     return {f.name: pa.array(special.get(f.name, kinds[f.type]()), f.type) for f in schema}
 
 
-def resume(root: Path, count: int) -> None:
-    left = _todo(shards_of(count), list(LABELS), Store(root))
-    assert left == []
+def resume(root: Path, count: int) -> Callable[[], None]:
+    """What a driver does once it has planned: list what is committed, and what is left."""
+    shards = shards_of(count)
+
+    def list_left() -> None:
+        assert _todo(shards, list(LABELS), Store(root)) == []
+
+    return list_left
 
 
 def query(root: Path) -> None:
@@ -125,14 +130,16 @@ def query(root: Path) -> None:
     assert len(pd.read_parquet(root / "maps", filters=chosen, columns=columns))
 
 
-def _measure(step: Callable[..., None], arguments: tuple, results: Any) -> None:
+def _measure(step: Callable[..., Any], arguments: tuple, results: Any) -> None:
     start, cpu = time.perf_counter(), time.process_time()
-    step(*arguments)
+    if callable(prepared := step(*arguments)):
+        start, cpu = time.perf_counter(), time.process_time()
+        prepared()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     results.put((time.perf_counter() - start, time.process_time() - cpu, peak))
 
 
-def measured(name: str, step: Callable[..., None], *arguments: object) -> str:
+def measured(name: str, step: Callable[..., Any], *arguments: object) -> str:
     """A table row: a step in a new process, imports left out of its time."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
