@@ -142,7 +142,7 @@ class Packer:
 
     @cached_property
     def metrics(self) -> list[str]:
-        names = self.evidence.values["metric"].unique().tolist()
+        names = self.evidence.human_values["metric"].unique().tolist()
         return [name for name in MAIN if name in names] or names[:1]
 
     def pack(self, chosen: Sequence[int], side: int) -> Gallery:

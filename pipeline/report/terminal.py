@@ -80,7 +80,7 @@ def _print_checks(run: Run, bootstrap: Bootstrap) -> None:
     table = agreement(metrics, run.examples, bootstrap) if len(metrics) else metrics
     for target in dict.fromkeys(table.target):
         shown = [m for m in CHECKS if m in set(table.metric)]
-        title = f"Faithfulness, target: {target} (0 is what random order gives)"
+        title = f"Faithfulness, target: {target} (random order gives about 0)"
         console.print(render(side_by_side(table, target, shown), title=title))
 
 

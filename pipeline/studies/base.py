@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Literal
 
 import pandas as pd
+import pyarrow.dataset as ds
 from matplotlib.figure import Figure
 
 from pipeline.dataset import Run
@@ -19,6 +20,7 @@ from pipeline.studies.agreement import KEYS, Confidence, question_values
 from pipeline.studies.summary import Bootstrap
 from schemas.base import Frozen
 from schemas.config import RunConfig
+from workers.evaluate import NO_ANNOTATOR
 
 Kind = Literal["text", "number", "count", "percent", "p_value"]
 """``number`` has three decimals, or as many as its column needs; ``percent`` is a share, 0 to 1,
@@ -176,6 +178,13 @@ class Evidence:
         columns = [*KEYS, "question_id", "value", "status"]
         values = question_values(self.run.columns("metrics", columns), self.run.examples)
         return values.astype(dict.fromkeys(KEYS, "str"))
+
+    @cached_property
+    def human_values(self) -> pd.DataFrame:
+        """``values`` of the metrics that compare a map with people's."""
+        against = ds.field("annotator") != NO_ANNOTATOR
+        names = self.run.columns("metrics", ["metric"], against)["metric"].unique()
+        return self.values[self.values["metric"].isin(names)]
 
     def has_metric(self, name: str) -> bool:
         """Whether any value of this name has been computed."""

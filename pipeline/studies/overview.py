@@ -49,8 +49,8 @@ def overview(evidence: Evidence) -> Study:
     parts: list[Part] = [_accuracy(accuracy), _maps(evidence)]
     findings = [_accurate(accuracy)] if accuracy["accuracy"].notna().any() else []
     missing: tuple[str, ...] = ()
-    if evidence.values["value"].notna().any():
-        table = agreement_of(evidence.values, evidence.bootstrap)
+    if evidence.human_values["value"].notna().any():
+        table = agreement_of(evidence.human_values, evidence.bootstrap)
         parts += _agreement(table, evidence)
         findings += _findings(table)
     else:

@@ -32,8 +32,7 @@ def sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def group_table(summaries: pd.DataFrame, statistic: str, confidence: Confidence) -> Table:
-    """``mean`` or ``median`` of every (target, method, group): a row, its metrics the columns."""
+def _group_frame(summaries: pd.DataFrame, statistic: str) -> pd.DataFrame:
     keys = ["target", "method", "baseline", "group"]
     wide = summaries.pivot(index=keys, columns="metric")
     frame = pd.DataFrame(index=wide.index)
@@ -45,7 +44,11 @@ def group_table(summaries: pd.DataFrame, statistic: str, confidence: Confidence)
         )
         frame[f"{metric}_reason"] = wide["reason", metric]
     frame["n"], frame["n_degenerate"] = wide["n", "ty_rank"], wide["n_degenerate", "ty_rank"]
-    frame = frame.reset_index()
+    return _in_order(frame.reset_index())
+
+
+def _in_order(frame: pd.DataFrame) -> pd.DataFrame:
+    """Groups as the paper names them, and who is in each."""
     order = {group: i for i, group in enumerate(GROUPS)}
     frame = frame.sort_values(
         ["target", "baseline", "method", "group"],
@@ -53,11 +56,16 @@ def group_table(summaries: pd.DataFrame, statistic: str, confidence: Confidence)
         ignore_index=True,
     )
     frame.insert(4, "members", frame["group"].map(GROUPS))
+    return frame
+
+
+def group_table(summaries: pd.DataFrame, statistic: str, confidence: Confidence) -> Table:
+    """``mean`` or ``median`` of every (target, method, group): a row, its metrics the columns."""
     bounds = statistic == "mean"
     return Table(
         name=f"groups_{statistic}s",
         title=f"{statistic.capitalize()}s by correctness and confidence",
-        frame=frame,
+        frame=_group_frame(summaries, statistic),
         columns=(
             TARGET,
             METHOD,
@@ -92,53 +100,11 @@ def difference_table(frame: pd.DataFrame, comparison: Comparison, confidence: Co
         unpublished="the paper prints none here",
     )
     own = own.sort_values(["baseline", "target", "p_bh"], kind="stable", ignore_index=True)
-    explain = {"reason": "reason"}
-    p = {"kind": "p_value", **explain}
     return Table(
         name=f"differences_{comparison.name}",
         title=comparison.title,
         frame=own,
-        columns=(
-            TARGET,
-            METHOD,
-            MEASURE,
-            Column(
-                name="difference",
-                header="difference",
-                low="clustered_low",
-                high="clustered_high",
-                help=f"Mean of {GROUPS[comparison.first]} minus mean of "
-                f"{GROUPS[comparison.second]}; {INTERVAL}.",
-                **explain,
-            ),
-            Column(
-                name="g",
-                header="Hedges' g",
-                low="g_low",
-                high="g_high",
-                help="The difference in pooled standard deviations, corrected for small n; its "
-                "interval takes examples as independent.",
-                **explain,
-            ),
-            Column(name="p", header="p Welch", help="Welch's t-test, two-sided.", **p),
-            Column(
-                name="p_bh",
-                header="p BH",
-                help="Welch's p adjusted for the false discovery rate over the tests of all "
-                "comparisons, targets, methods and metrics (Benjamini and Hochberg).",
-                **p,
-            ),
-            Column(name="p_student", header="p Student", help="Equal variances; the paper's.", **p),
-            Column(
-                name="p_permutation",
-                header="p permutation",
-                help="Random exchanges of whole images, whose questions resemble one another.",
-                **p,
-            ),
-            Column(name="p_published", header="p published", kind="p_value", reason="unpublished"),
-            Column(name="n_first", header=f"n {GROUPS[comparison.first]}", kind="count"),
-            Column(name="n_second", header=f"n {GROUPS[comparison.second]}", kind="count"),
-        ),
+        columns=(TARGET, METHOD, MEASURE, *_sizes(comparison), *_P_VALUES, *_counts(comparison)),
         caption=f"{sentence(thresholds(confidence))} {frame['p'].notna().sum():,} tests in the "
         "family that BH adjusts for. The t-tests take examples as independent; the brackets of the "
         "difference and the permutation test do not. Published p-values: guided Grad-CAM, about "
@@ -146,6 +112,56 @@ def difference_table(frame: pd.DataFrame, comparison: Comparison, confidence: Co
         marked="baseline",
         folded=True,
     )
+
+
+def _sizes(comparison: Comparison) -> tuple[Column, ...]:
+    return (
+        Column(
+            name="difference",
+            header="difference",
+            low="clustered_low",
+            high="clustered_high",
+            reason="reason",
+            help=f"Mean of {GROUPS[comparison.first]} minus mean of "
+            f"{GROUPS[comparison.second]}; {INTERVAL}.",
+        ),
+        Column(
+            name="g",
+            header="Hedges' g",
+            low="g_low",
+            high="g_high",
+            reason="reason",
+            help="The difference in pooled standard deviations, corrected for small n; its "
+            "interval takes examples as independent.",
+        ),
+    )
+
+
+def _p_value(name: str, header: str, meaning: str) -> Column:
+    return Column(name=name, header=header, kind="p_value", reason="reason", help=meaning)
+
+
+_P_VALUES = (
+    _p_value("p", "p Welch", "Welch's t-test, two-sided."),
+    _p_value(
+        "p_bh",
+        "p BH",
+        "Welch's p adjusted for the false discovery rate over the tests of all comparisons, "
+        "targets, methods and metrics (Benjamini and Hochberg).",
+    ),
+    _p_value("p_student", "p Student", "Equal variances; the paper's."),
+    _p_value(
+        "p_permutation",
+        "p permutation",
+        "Random exchanges of whole images, whose questions resemble one another.",
+    ),
+    Column(name="p_published", header="p published", kind="p_value", reason="unpublished"),
+)
+
+
+def _counts(comparison: Comparison) -> tuple[Column, ...]:
+    sides = (("n_first", comparison.first), ("n_second", comparison.second))
+    return tuple(Column(name=n, header=f"n {GROUPS[side]}", kind="count") for n, side in sides)
 
 
 def digest(frame: pd.DataFrame, confidence: Confidence) -> Table:
