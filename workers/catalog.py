@@ -29,7 +29,6 @@ from workers.metrics.tang_yuan import TangYuan
 from workers.models.base import ModelSpec
 from workers.models.specs import (
     DeeperLSTMSpec,
-    DemoLSTMSpec,
     DemoSpec,
     EasyVQASpec,
     KazemiSpec,
@@ -44,7 +43,6 @@ DATASETS: dict[str, type[Dataset]] = {
 }
 MODELS: dict[str, type[ModelSpec]] = {
     "demo": DemoSpec,
-    "demo_lstm": DemoLSTMSpec,
     "easy_vqa": EasyVQASpec,
     "kazemi": KazemiSpec,
     "deeper_lstm": DeeperLSTMSpec,

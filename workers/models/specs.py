@@ -93,8 +93,7 @@ class DeeperLSTMSpec(ModelSpec):
     """A Deeper LSTM Q + norm I from a checkpoint, or from a seed to try the geometry."""
 
     checkpoint: Path | None = None
-    """Ours (.safetensors, all in one); ``python -m workers.models.torch7`` makes it of the
-    published files."""
+    """Ours (.safetensors, all in one), as ``workers.models.deeper_lstm.save`` writes it."""
     random_seed: int | None = None
     """Instead of a checkpoint: random weights, whose maps explain nothing."""
 
@@ -123,10 +122,7 @@ class _ShippedSpec(ModelSpec):
         path = WEIGHTS / self.file
         if not path.exists():
             raise UserError(f"{path} does not exist; make it with `{self.made_by}`")
-        return freeze(self._read(path).to(device))
-
-    def _read(self, path: Path) -> VQAModel:
-        return kazemi.load(path)
+        return freeze(kazemi.load(path).to(device))
 
 
 class DemoSpec(_ShippedSpec):
@@ -141,13 +137,3 @@ class EasyVQASpec(_ShippedSpec):
 
     file = "easy_vqa.safetensors"
     made_by = "make easy-vqa-model"
-
-
-class DemoLSTMSpec(_ShippedSpec):
-    """The embedded world's model with a combine layer: Deeper LSTM Q + norm I, small."""
-
-    file = "demo_lstm.safetensors"
-    made_by = "make demo-lstm-model"
-
-    def _read(self, path: Path) -> VQAModel:
-        return deeper_lstm.load(path)
