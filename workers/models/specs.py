@@ -93,8 +93,7 @@ class DeeperLSTMSpec(ModelSpec):
     """A Deeper LSTM Q + norm I from a checkpoint, or from a seed to try the geometry."""
 
     checkpoint: Path | None = None
-    """Ours (.safetensors, all in one); ``python -m workers.models.torch7`` makes it of the
-    published files."""
+    """Ours (.safetensors, all in one), as ``workers.models.deeper_lstm.save`` writes it."""
     random_seed: int | None = None
     """Instead of a checkpoint: random weights, whose maps explain nothing."""
 
