@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.check import check
 from pipeline.cli import main
+from pipeline.console import console
 from tests import nets
 from tests.conftest import Recipe
 from tests.own.classes import Careless, Late, Least
@@ -148,7 +149,7 @@ def test_command_prints_the_table_and_ends_with_one_if_anything_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(console, "width", 160)
 
     def call(name: str) -> tuple[int, str]:
         section = {"name": "python", "target": f"tests.own.classes:{name}"}

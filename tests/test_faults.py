@@ -86,7 +86,7 @@ def test_folder_with_a_fault_at_any_write_is_read_and_mended(tmp_path: Path) -> 
 def test_bucket_whose_worker_dies_at_any_write_is_read_and_mended(
     endpoint: str, tmp_path: Path
 ) -> None:
-    cases = disturbed(f"s3://{BUCKET}/deaths", 25, tmp_path, REMOTE[:2])
+    cases = disturbed(f"s3://{BUCKET}/deaths", 41, tmp_path, REMOTE[:2])
     assert_mended(cases, DEATHS, REMOTE[:2])
 
 
@@ -115,9 +115,10 @@ def test_bucket_that_fails_from_any_request_on_is_read_and_mended(
     proxied.begin(None)
     scene.act(f"{root}-after")
     writes, after = proxied.writes, contents(f"{root}-after")
-    step = STEP or 1 + writes // 4
+    step = STEP or 1 + writes // 2
+    turn = 2 * REMOTE.index(scene)  # the scenes' samples have each fault among them
     for number in range(1, writes + 1, step):
-        for fault in LASTING if STEP else [LASTING[number // step % len(LASTING)]]:
+        for fault in LASTING if STEP else [LASTING[(turn + number // step) % len(LASTING)]]:
             place = f"{root}-{number}-{fault.replace(' ', '-')}"
             faults.clone(root, place)
             proxied.begin(Rule(fault, first=number, last=None))

@@ -266,7 +266,8 @@ def test_files_hold_the_frames(evidence: Evidence, frame: pd.DataFrame, tmp_path
         dtype={"n": "Int64"},
     )
     pd.testing.assert_frame_equal(csv, frame, rtol=1e-15)
-    for name in ("tables/small_line.csv", "figures/small_line.png", "figures/small_line.svg"):
+    files = ("tables/{}.csv", "figures/{}.png", "figures/{}.svg")
+    for name in (file.format("small_line_figure") for file in files):
         assert (tmp_path / name).stat().st_size > 0
 
 
