@@ -86,7 +86,7 @@ def test_folder_with_a_fault_at_any_write_is_read_and_mended(tmp_path: Path) -> 
 def test_bucket_whose_worker_dies_at_any_write_is_read_and_mended(
     endpoint: str, tmp_path: Path
 ) -> None:
-    cases = disturbed(f"s3://{BUCKET}/deaths", 41, tmp_path, REMOTE[:2])
+    cases = disturbed(f"s3://{BUCKET}/deaths", 25, tmp_path, REMOTE[:2])
     assert_mended(cases, DEATHS, REMOTE[:2])
 
 
