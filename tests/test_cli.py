@@ -213,7 +213,7 @@ def test_run_interrupted_says_so_and_goes_on(call: Call, recipe: Recipe, tmp_pat
         time.sleep(0.01)
     driver.send_signal(signal.SIGINT)
     _, error = driver.communicate(timeout=60)
-    assert driver.returncode == 130
+    assert driver.returncode == 130, error
     assert "explain interrupted at " in error
     assert "the same command goes on from there." in error
     assert "Traceback" not in error

@@ -100,8 +100,8 @@ def proxied(endpoint: str) -> Iterator[Proxy]:
     """The same server, through a proxy; clients do not wait long."""
     with Proxy(endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
         reach(patch, proxy.url)
-        patch.setenv("VQATLAS_S3_TIMEOUT", "0.5")
-        patch.setenv("VQATLAS_S3_RETRY", "0.5")
+        patch.setenv("VQATLAS_S3_TIMEOUT", "2")
+        patch.setenv("VQATLAS_S3_RETRY", "1")
         yield proxy
 
 
