@@ -101,7 +101,7 @@ def proxied(endpoint: str) -> Iterator[Proxy]:
     with Proxy(endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
         reach(patch, proxy.url)
         patch.setenv("VQATLAS_S3_TIMEOUT", "2")
-        patch.setenv("VQATLAS_S3_RETRY", "1")
+        patch.setenv("VQATLAS_S3_RETRY", "0.5")
         yield proxy
 
 
