@@ -174,7 +174,7 @@ def local_folder(run_folder: str) -> Path:
 
 @app.command()
 def explain(
-    image: Annotated[Path, typer.Option(help="A photo.")],
+    image: Annotated[str, typer.Option(help="A photo, or s3://bucket/key.")],
     question: Annotated[str, typer.Option(help="What to ask about it.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
     model: Annotated[str, typer.Option(help="A catalogue name, or a .safetensors file.")] = "demo",

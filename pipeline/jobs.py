@@ -67,8 +67,10 @@ def make_submission(
 ) -> Submission:
     """The plan of a job, refused where its paths would mean another place on the cluster."""
     from pipeline.recipe import override, read_recipe  # and PyTorch, which other commands spare
+    from workers import catalog
 
     config = read_recipe(recipe, overrides)
+    catalog.dataset(config.dataset)
     check_out(out)
     _check_paths(override(yaml.safe_load(recipe.read_text()), overrides))
     config = config.model_copy(update={"resources": _on_cluster(config.resources)})
@@ -98,7 +100,7 @@ def _check_paths(data: dict[str, Any]) -> None:
         options = data.get(section)
         value = options.get(key) if isinstance(options, dict) else None
         path = isinstance(value, str) and ((section, key) in PATHS or is_folder(value))
-        if path and not Path(str(value)).is_absolute():
+        if path and "://" not in str(value) and not Path(str(value)).is_absolute():
             raise UserError(
                 f"{section}.{key}: {value} is relative to a folder of this machine, and the "
                 f"cluster has another. Give the path on the cluster: --set {section}.{key}=/..."

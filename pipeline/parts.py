@@ -9,7 +9,7 @@ from schemas.example import Example
 from schemas.run import Part
 from schemas.shard import Shard, by_image, partition
 from workers.errors import UserError
-from workers.images import file_size
+from workers.images import FileSizes
 from workers.store import Store
 
 
@@ -48,11 +48,11 @@ def check_images(store: Store, layout: Layout) -> list[str]:
 
 def image_digests(store: Store, layout: Layout) -> list[str]:
     """A digest of every part's image files, for as many parts as the layout has."""
-    digests, shards = [], list(layout.shards)
+    digests, shards, sizes = [], list(layout.shards), FileSizes()
     for part in [*store.parts(), *([layout.grown] if layout.grown else [])]:
         own, shards = shards[: part.shards], shards[part.shards :]
         if own:
-            digests.append(image_digest([e for shard in own for e in shard.examples]))
+            digests.append(image_digest([e for shard in own for e in shard.examples], sizes))
     return digests
 
 
@@ -130,11 +130,11 @@ def dataset_digest(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def image_digest(examples: Sequence[Example]) -> str:
+def image_digest(examples: Sequence[Example], sizes: FileSizes) -> str:
     """SHA-256 of the image files' names and sizes."""
     digest, last = hashlib.sha256(), ""
     for image in (e.image for e in examples):
         if image != last:
-            digest.update(repr((image.rpartition("/")[2], file_size(image))).encode())
+            digest.update(repr((image.rpartition("/")[2], sizes.of(image))).encode())
             last = image
     return digest.hexdigest()

@@ -34,7 +34,7 @@ PATHS = (
     ("model", "trunk_checkpoint"),
     ("model", "answers_file"),
 )
-"""Options that are paths of the recipe's author, relative to the working directory."""
+"""Options that are paths of the recipe's author, relative to the working directory, or URLs."""
 FOLDERS = (("model", "path"),)
 """Options that are such paths where a folder of that name is there, and names of the Hub else."""
 
@@ -74,8 +74,20 @@ def _absolute(data: dict[str, Any]) -> dict[str, Any]:
         options = data.get(section)
         value = options.get(key) if isinstance(options, dict) else None
         if isinstance(value, str) and ((section, key) in PATHS or is_folder(value)):
-            data[section] = {**data[section], key: str(Path(value).absolute())}
+            data[section] = {**data[section], key: _anywhere(section, key, value)}
     return data
+
+
+def _anywhere(section: str, key: str, value: str) -> str:
+    """A path made absolute; a dataset's URL as it is, for the dataset to take or refuse."""
+    if "://" not in value:
+        return str(Path(value).absolute())
+    if section == "dataset":
+        return value
+    raise UserError(
+        f"{section}.{key}: {value:.200}: a model's files are read from disk alone. Download them, "
+        "and give their path."
+    )
 
 
 def is_folder(value: str) -> bool:

@@ -117,7 +117,7 @@ def _scene(
     model: VQAModel, image: str | Path | np.ndarray, question: str, answer: str | None
 ) -> tuple[Scene, Frame]:
     """The one-question scene; its last row explains the answer asked for."""
-    pixels = image if isinstance(image, np.ndarray) else decode(Path(image), LIMITS)
+    pixels = image if isinstance(image, np.ndarray) else decode(image, LIMITS)
     canvas, frame = model.prepare(pixels)
     tokens = model.tokenise(question)
     check_question(question, tokens, model.known, LIMITS)

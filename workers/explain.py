@@ -18,7 +18,7 @@ from schemas.shard import Task, by_image
 from workers import catalog
 from workers.ahead import ahead
 from workers.crashes import Crashes
-from workers.errors import BadExample
+from workers.errors import BadExample, Outage
 from workers.fidelity import approximation, engine_options
 from workers.images import decode
 from workers.ledger import Entry, Inexact, Ledger
@@ -224,9 +224,14 @@ class Failed:
 
 
 def guarded(compute: Callable[[], Result]) -> Result | Failed:
-    """The actor's boundary: whatever one example raises becomes a value, and work goes on."""
+    """The actor's boundary: whatever one example raises becomes a value, and work goes on.
+
+    An ``Outage`` is no example's: it is raised.
+    """
     try:
         return compute()
+    except Outage:
+        raise
     except Exception as error:  # noqa: BLE001 - recorded with its traceback by the caller
         return Failed(error)
 

@@ -1,10 +1,11 @@
 """Image files to arrays, upright and in 8-bit RGB, or a ``BadExample`` that says what is wrong."""
 
+import io
 import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from schemas.limits import Limits
-from workers.errors import BadExample
+from workers.errors import BadExample, Outage
+from workers.place import SCHEME, BucketPath, place
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's other readers are for other things than photographs, and some run programs."""
@@ -39,14 +41,33 @@ def decode(path: str | Path, limits: Limits) -> np.ndarray:
     EXIF orientation is applied, 16-bit grey scaled (not clipped), transparency composited on
     white, CMYK and palettes converted; colour profiles are not applied. Sizes are compared with
     the limits before a pixel is decoded. Several frames are refused, for no one of them is *the*
-    image; an MPO photograph's first picture is.
+    image; an MPO photograph's first picture is. Of ``s3://bucket/key`` the object is fetched once;
+    a bucket that does not answer is an ``Outage``, no fault of the example.
     """
-    with _reading(Path(path), limits) as image:
-        return _rgb(Path(path), ImageOps.exif_transpose(image))
+    with _reading(path, limits) as image:
+        return _rgb(path, ImageOps.exif_transpose(image))
+
+
+class FileSizes:
+    """Bytes of image files. A bucket's folder is listed when its first file is asked for, and no
+    file of it is asked for by itself."""
+
+    def __init__(self) -> None:
+        self.folders: dict[str, Mapping[str, int | None]] = {}
+
+    def of(self, path: str) -> int:
+        """-1 where there is no such file."""
+        if not path.startswith(SCHEME):
+            return file_size(path)
+        folder, _, name = path.rpartition("/")
+        if folder not in self.folders:
+            self.folders[folder] = BucketPath.parse(folder).sizes()
+        size = self.folders[folder].get(name)
+        return -1 if size is None else size
 
 
 def file_size(path: str | Path) -> int:
-    """Bytes of a file; -1 where there is none."""
+    """Bytes of a file on disk; -1 where there is none."""
     try:
         return os.stat(path).st_size  # noqa: PTH116 - a Path each would take as long again
     except OSError:
@@ -55,23 +76,24 @@ def file_size(path: str | Path) -> int:
 
 def decode_map(path: str | Path) -> np.ndarray:
     """A human attention map: float32 ``(h, w)`` in 0..1, from 8 or 16-bit grey or from colour."""
-    with _reading(Path(path), Limits(min_side=1)) as image:
+    with _reading(path, Limits(min_side=1)) as image:
         if image.mode.startswith("I"):
-            return (_grey16(Path(path), image) / 65535).astype(np.float32)
+            return (_grey16(path, image) / 65535).astype(np.float32)
         return np.asarray(image.convert("L"), dtype=np.float32) / 255
 
 
 @contextmanager
-def _reading(path: Path, limits: Limits) -> Iterator[Image.Image]:
+def _reading(path: str | Path, limits: Limits) -> Iterator[Image.Image]:
     """The opened image, its header checked; whatever Pillow raises inside tells the file."""
     try:
-        if path.stat().st_size == 0:
-            raise BadExample(f"{path}: the image file is empty (0 bytes); download it again")
+        source = _source(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sizes are checked here; the rest concerns metadata
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 _check_header(path, image, limits)
                 yield image
+    except Outage:
+        raise
     except FileNotFoundError as error:
         raise BadExample(
             f"{path}: the image file is missing; download it or correct the images folder"
@@ -91,7 +113,17 @@ def _reading(path: Path, limits: Limits) -> Iterator[Image.Image]:
         raise BadExample(f"{path}: {message}") from error
 
 
-def _check_header(path: Path, image: Image.Image, limits: Limits) -> None:
+def _source(path: str | Path) -> Path | io.BytesIO:
+    """What Pillow opens: a file, or an object's bytes."""
+    where = place(str(path))
+    source = where if isinstance(where, Path) else io.BytesIO(where.read_bytes())
+    size = source.getbuffer().nbytes if isinstance(source, io.BytesIO) else source.stat().st_size
+    if size == 0:
+        raise BadExample(f"{path}: the image file is empty (0 bytes); download it again")
+    return source
+
+
+def _check_header(path: str | Path, image: Image.Image, limits: Limits) -> None:
     width, height = image.size
     if min(image.size) < limits.min_side:
         raise BadExample(
@@ -112,14 +144,14 @@ def _check_header(path: Path, image: Image.Image, limits: Limits) -> None:
         )
 
 
-def _too_large(path: Path, size: str, limits: Limits) -> str:
+def _too_large(path: str | Path, size: str, limits: Limits) -> str:
     return (
         f"{path}: the image has {size} pixels, the limit is {limits.max_pixels} in all; "
         "scale it down or raise limits.max_pixels"
     )
 
 
-def _rgb(path: Path, image: Image.Image) -> np.ndarray:
+def _rgb(path: str | Path, image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
         grey = np.round(_grey16(path, image) / 257).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
@@ -131,7 +163,7 @@ def _rgb(path: Path, image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _grey16(path: Path, image: Image.Image) -> np.ndarray:
+def _grey16(path: str | Path, image: Image.Image) -> np.ndarray:
     """Integer grey as 0..65535; Pillow gives 16-bit PNG as ``I;16`` or, when older, as ``I``."""
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:

@@ -32,6 +32,8 @@ PROBE = "probe-"
 """So begin the names below ``stage/`` by which a place is tried before a run is made there."""
 PAUSE = 0.2
 """Seconds before a bucket is asked again for the first time."""
+PART = 16 * 2**20
+"""Bytes of a large object that are asked for at once."""
 CREDENTIALS = (
     "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, and the bucket's policy"
 )
@@ -261,8 +263,17 @@ class Bucket(Objects):
         return Bucket, (self.root,)  # credentials stay in each machine's environment
 
     def read(self, key: str) -> bytes:
+        """A large object comes in parts, for each request has a time limit."""
         with self._errors(key):
-            return bytes(obstore.get(self.store, key).bytes())
+            whole = obstore.get(self.store, key)
+            size, tag = whole.meta["size"], whole.meta["e_tag"]
+            if size <= PART:
+                return bytes(whole.bytes())
+            ranges = [(start, min(size, start + PART)) for start in range(0, size, PART)]
+            return b"".join(
+                obstore.get(self.store, key, options={"range": own, "if_match": tag}).bytes()
+                for own in ranges
+            )
 
     def exists(self, key: str) -> bool:
         try:
@@ -278,15 +289,18 @@ class Bucket(Objects):
             return {item["path"]: item["size"] for batch in listed for item in batch}
 
     def names(self, folder: str) -> list[str]:
-        with self._errors(folder):
-            listed = obstore.list_with_delimiter(self.store, prefix=folder or None)
-        return sorted(PurePosixPath(item["path"]).name for item in listed["objects"])
+        return sorted(name for name, size in self.entries(folder).items() if size is not None)
 
     def children(self, folder: str) -> list[str]:
+        return sorted(self.entries(folder))
+
+    def entries(self, folder: str) -> dict[str, int | None]:
+        """Name -> bytes of what lies directly in a folder, None for a folder; a request per
+        1,000."""
         with self._errors(folder):
             listed = obstore.list_with_delimiter(self.store, prefix=folder or None)
-        paths = [item["path"] for item in listed["objects"]] + list(listed["common_prefixes"])
-        return sorted(PurePosixPath(path).name for path in paths)
+        sizes: dict[str, int | None] = dict.fromkeys(map(_name, listed["common_prefixes"]))
+        return sizes | {_name(item["path"]): item["size"] for item in listed["objects"]}
 
     def starting(self, folder: str, start: str) -> list[str]:
         """One request: keys are listed in order from just before the first that can match."""
@@ -428,6 +442,10 @@ def _holds(objects: Objects, key: str, data: bytes) -> bool:
         return objects.read(key) == data
     except FileNotFoundError:  # the winner has deleted it already
         return False
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _first_line(error: Exception) -> str:

@@ -140,7 +140,7 @@ def easy_vqa_corpus(root: Path, split: str) -> Corpus:
         negated = {"no", "not"} & set(TOKENISERS[TOKENISER](example.question))
         kind = "yes/no, negated" if negated else example.answer_type
         by_image[example.image].append(Item(example.question, kind, example.answers, example.truth))
-    arrays = [decode(Path(path), Limits()) for path in by_image]
+    arrays = [decode(path, Limits()) for path in by_image]
     return Corpus(torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2), list(by_image.values()))
 
 

@@ -21,7 +21,7 @@ from pipeline.studies.base import Evidence
 from pipeline.studies.overview import MAIN
 from schemas.rows import ExampleRow
 from schemas.run import Definition
-from workers.errors import BadExample
+from workers.errors import BadExample, Outage
 from workers.evaluate import frame_of
 
 IMAGE = 160
@@ -135,6 +135,8 @@ class Packer:
     evidence: Evidence
     pictures: dict[int, Entry] = field(default_factory=dict)
     """By image; each is made once."""
+    outage: Outage | None = None
+    """Why no more pictures are asked for."""
 
     @cached_property
     def humans(self) -> Humans:
@@ -221,8 +223,11 @@ class Packer:
     def _picture(self, row: ExampleRow, made: Gallery) -> Entry:
         if row.image_id not in self.pictures:
             try:
+                if self.outage is not None:
+                    raise self.outage  # each further one would wait for the bucket as long
                 self.pictures[row.image_id] = picture(row, self.evidence)
-            except BadExample as error:
+            except (BadExample, Outage) as error:
+                self.outage = error if isinstance(error, Outage) else None
                 note = f"Pictures that cannot be read are not shown, for instance: {error}"
                 if not any("cannot be read" in text for text in made.notes):
                     made.notes.append(note)

@@ -10,7 +10,7 @@ from schemas.example import Example
 from schemas.rows import ExampleRow
 from workers import catalog
 from workers.datasets.base import Dataset
-from workers.errors import BadExample, UserError
+from workers.errors import BadExample, Outage, UserError
 from workers.evaluate import frame_of
 from workers.metrics.frame import cut
 
@@ -46,6 +46,10 @@ class Humans:
             return []
         try:
             maps = [cut(m, frame_of(row)) for m in self.dataset.human_maps(example)]
+        except Outage as error:
+            self.why = f"Human maps are not shown: {error}"
+            self.examples.clear()  # each further one would wait for the bucket as long
+            return []
         except (BadExample, OSError) as error:
             self.why = f"Some human maps cannot be shown, for instance: {error}"
             return []

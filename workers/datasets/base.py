@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from pydantic import Field
@@ -13,6 +12,7 @@ from schemas.base import Frozen
 from schemas.example import Example
 from workers.errors import UserError
 from workers.images import decode_map
+from workers.place import Place
 
 
 class BadRecord(Frozen):
@@ -40,15 +40,16 @@ def leave_out(record: BadRecord) -> None:
 class Dataset(Frozen, ABC):
     """A frozen object whose fields say which files to read; it holds no image and no index.
 
-    A subclass adds its fields and ``read``. A field that is a path is joined to ``root``; the
-    recipe's author may make it absolute. A path *in the data* that leads outside the folder it is
-    looked up in is a ``UserError``, and so is a file that is missing or cut off.
+    A subclass adds its fields and ``read``. A field that is a ``Place`` is joined to ``root``; the
+    recipe's author may make it absolute or ``s3://bucket/prefix``. A path *in the data* that leads
+    outside the folder it is looked up in is a ``UserError``, and so is a file that is missing or
+    cut off.
 
     Images are not looked for here: a missing or broken one is a ``BadExample`` of ``decode``.
     """
 
-    root: Path
-    """The folder that holds the official files."""
+    root: Place
+    """The folder that holds the official files; on disk, or ``s3://bucket/prefix``."""
     limit: int | None = Field(default=None, ge=1)
     """Only the first so many examples, after any other selection."""
     skip_bad: bool = False

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from workers.datasets.base import Dataset, Report
 from workers.datasets.folders import inside
 from workers.datasets.official import Id, RecordFile
 from workers.images import decode
+from workers.place import Place
 
 BACKGROUND = 230
 """The background's channels are at least this bright; of a shape, one channel is darker."""
@@ -49,7 +49,7 @@ class EasyVQA(Dataset):
             for index, record in spaced(list(questions), self.questions_per_image):
                 yield self._example(index, record, image)
 
-    def _example(self, index: int, record: EasyRecord, image: Path) -> Example:
+    def _example(self, index: int, record: EasyRecord, image: Place) -> Example:
         return Example(
             question_id=index,
             image_id=record.image_id,
@@ -62,7 +62,7 @@ class EasyVQA(Dataset):
 
     def human_maps(self, example: Example) -> list[np.ndarray]:
         """One map, the exact mask of the shape: 1 where the smallest channel is below 230."""
-        image = decode(Path(example.image), Limits())
+        image = decode(example.image, Limits())
         return [(image.min(axis=2) < BACKGROUND).astype(np.float32)]
 
 

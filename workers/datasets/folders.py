@@ -2,15 +2,17 @@
 
 import os
 import re
-from pathlib import Path
 
 from workers.errors import UserError
+from workers.place import BucketPath, Place
 
 MAP_NAME = re.compile(r"(\d+)_(\d+)\.png")
 
 
-def inside(root: Path, path: str | Path, named_in: object = "") -> Path:
+def inside(root: Place, path: str | Place, named_in: object = "") -> Place:
     """``root / path`` with every link followed; ``UserError`` where that leaves ``root``.
+
+    A bucket has no links; there ``..`` is followed, and no escape in a key is decoded.
 
     ``named_in`` is the data file that gave the path, for the message.
     """
@@ -21,7 +23,7 @@ def inside(root: Path, path: str | Path, named_in: object = "") -> Path:
         str(target).encode()  # a name that is not UTF-8 cannot be written into a row
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"{where}{str(path)!r} is not a path ({error}); correct it") from error
-    if not target.is_relative_to(base):
+    if base not in (target, *target.parents):
         raise UserError(
             f"{where}{str(path)!r} leads outside {base}, to {target}; "
             "move the file into that folder or name a folder that holds both"
@@ -32,12 +34,17 @@ def inside(root: Path, path: str | Path, named_in: object = "") -> Path:
 class Folder:
     """A folder listed once, so that looking a name up touches no file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path.resolve()
         self.text = str(self.path)
         self.links: dict[str, bool] = {}
+        if isinstance(path, BucketPath):
+            self.links = dict.fromkeys(path.sizes(), False)
+            self.exists = bool(self.links)
+            return
         try:
-            if path.is_dir():
+            self.exists = path.is_dir()
+            if self.exists:
                 with os.scandir(path) as entries:
                     self.links = {entry.name: entry.is_symlink() for entry in entries}
         except OSError as error:
@@ -46,7 +53,7 @@ class Folder:
                 "data or its permissions"
             ) from error
 
-    def file(self, name: str, root: Path, named_in: object) -> str:
+    def file(self, name: str, root: Place, named_in: object) -> str:
         """The path of a listed name; a link must lead somewhere inside ``root``."""
         if self.links[name]:
             return str(inside(root, self.path / name, named_in))
@@ -60,10 +67,10 @@ class ImageFolder:
     with or without the folder of the split; also ``.png``.
     """
 
-    def __init__(self, path: Path) -> None:
-        if not path.is_dir():
-            raise UserError(f"{path}: no such folder of images; correct the field 'images'")
+    def __init__(self, path: Place) -> None:
         self.flat = Folder(path)
+        if not self.flat.exists:
+            raise UserError(f"{path}: no such folder of images; correct the field 'images'")
         self.splits: dict[str, Folder] = {}
 
     def find(self, split: str, image_id: int, named_in: object = "") -> str:
@@ -82,7 +89,7 @@ class ImageFolder:
         return str(inside(self.flat.path, missing, named_in)) if os.sep in split else missing
 
 
-def human_map_index(path: Path) -> dict[int, tuple[str, ...]]:
+def human_map_index(path: Place) -> dict[int, tuple[str, ...]]:
     """VQA-HAT (Das et al. 2016): ``{question_id}_{k}.png`` by question, in the order of k."""
     folder = Folder(path)
     maps: dict[int, list[tuple[int, str]]] = {}

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass as plain_dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -11,7 +10,8 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import from_json
 
 from workers.datasets.base import BadRecord, Report
-from workers.errors import UserError
+from workers.errors import Outage, UserError
+from workers.place import Place
 
 MAX_ID = 2**63 - 1
 """Ids are stored as 64-bit integers."""
@@ -88,14 +88,14 @@ IdentifiedKind = TypeVar("IdentifiedKind", bound=HasQuestionId)
 class RecordFile:
     """A parsed JSON file: its records, not validated yet, and the envelope around them."""
 
-    path: Path
+    path: Place
     key: str
     """The envelope's key of the records; VQA-CP's plain lists have no envelope."""
     envelope: dict[str, Any]
     raw: list[Any]
 
     @classmethod
-    def open(cls, path: Path, key: str) -> "RecordFile":
+    def open(cls, path: Place, key: str) -> "RecordFile":
         """``{key: [...], ...}`` or a plain list; ``UserError`` for anything else."""
         content = read_json(path)
         if isinstance(content, list):
@@ -153,10 +153,12 @@ def complaint(error: ValidationError) -> str:
     return f"field '{field}': {first['msg']}{got}; mend the record or set skip_bad"
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Place) -> Any:
     """A JSON file's content; ``UserError`` where it is missing, cut off or not JSON."""
     try:
         raw = path.read_bytes()
+    except Outage:
+        raise
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); correct the path or download the file"

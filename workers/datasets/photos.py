@@ -9,6 +9,7 @@ from workers.datasets.base import Dataset, Report
 from workers.datasets.folders import inside
 from workers.datasets.official import Id, RecordFile, record
 from workers.errors import UserError
+from workers.place import BucketPath, Place
 
 
 @record
@@ -28,7 +29,7 @@ class Photos(Dataset):
     ``question_id`` is the record's position in the list.
     """
 
-    questions: Path
+    questions: Place
     """A JSON list of records."""
 
     def read(self, report: Report) -> Iterator[Example]:
@@ -46,25 +47,33 @@ class Photos(Dataset):
             )
 
 
-def files_by_name(root: Path) -> dict[str, list[Path]]:
+def files_by_name(root: Place) -> dict[str, list[Place]]:
     """Every file below ``root``, folders that are links left out."""
-    found: dict[str, list[Path]] = {}
-    for folder, _, names in os.walk(root):
-        for name in names:
-            found.setdefault(name, []).append(Path(folder, name))
+    found: dict[str, list[Place]] = {}
+    for path in root.files() if isinstance(root, BucketPath) else _walked(root):
+        found.setdefault(path.name, []).append(path)
     return found
 
 
-def find(root: Path, file: str, files: dict[str, list[Path]], named_in: str) -> Path:
+def _walked(root: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(root):
+        yield from (Path(folder, name) for name in names)
+
+
+def find(root: Place, file: str, files: dict[str, list[Place]], named_in: str) -> Place:
     """The file meant; where there is none, the path it should have, for decoding to miss."""
     path = inside(root, file, named_in)
     found = files.get(file, [])
     if not found or root.resolve() / file in found:
         return path
     if len(found) > 1:
-        places = ", ".join(sorted(str(place.relative_to(root.resolve())) for place in found))
+        places = ", ".join(sorted(_below(place, root.resolve()) for place in found))
         raise UserError(
             f"{named_in}: {len(found)} files below {root} are named '{file}': {places}; "
             "give the path of the one meant"
         )
     return inside(root, found[0], named_in)
+
+
+def _below(place: Place, root: Place) -> str:
+    return str(place).removeprefix(f"{root}/")

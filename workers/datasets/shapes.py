@@ -6,17 +6,25 @@ from pathlib import Path
 from schemas.example import Example
 from workers.datasets.base import Dataset, Report
 from workers.datasets.vqa import VQA
+from workers.errors import UserError
+from workers.place import BucketPath
 from workers.world.files import Places, WorldConfig, write_world
 
 
 class Shapes(WorldConfig, Dataset):
     """Questions about scenes of three to six coloured shapes, with three attention maps each.
 
-    Under ``root`` there is one world a split; asking for another configuration of the same split
-    is a ``UserError``.
+    Under ``root``, a folder on disk, there is one world a split; asking for another configuration
+    of the same split is a ``UserError``.
     """
 
     def read(self, report: Report) -> Iterator[Example]:
+        if isinstance(self.root, BucketPath):
+            raise UserError(
+                f"{self.root}: dataset shapes draws its files on disk. Give it a folder; or copy "
+                "such a folder into the bucket and read it by `name: vqa`, with its questions, "
+                "annotations, images and hat."
+            )
         chosen = self.model_dump(include=set(WorldConfig.model_fields))
         write_world(self.root, WorldConfig.model_validate(chosen))
         places = Places(Path(), self.split)

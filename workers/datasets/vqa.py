@@ -11,6 +11,7 @@ from workers.datasets.base import Dataset, Report
 from workers.datasets.folders import ImageFolder, human_map_index
 from workers.datasets.official import Labelled, QuestionRecord, RecordFile, join
 from workers.errors import UserError
+from workers.place import Place
 
 IMAGES_OF = {"test-dev2015": "test2015"}
 """The one split whose images go by another split's name."""
@@ -24,15 +25,15 @@ class VQA(Dataset):
 
     question_record: ClassVar[type[QuestionRecord]] = QuestionRecord
 
-    questions: Path
+    questions: Place
     """``OpenEnded_mscoco_val2014_questions.json``, ``v2_...`` or ``MultipleChoice_...``."""
-    annotations: Path | None = None
+    annotations: Place | None = None
     """``mscoco_val2014_annotations.json``, ``v2_...``; the test splits have none."""
-    images: Path = Path("images")
+    images: Place = Path("images")
     """The folder that holds the images, or a folder a COCO split."""
     split: str | None = None
     """COCO split of the images; read from the questions file where not given."""
-    hat: Path | None = None
+    hat: Place | None = None
     """``vqahat_val`` or ``vqahat_train`` of VQA-HAT (Das et al. 2016); its questions are v1's."""
     with_human_maps_only: bool = False
     """Only questions that have a human map."""
