@@ -17,7 +17,7 @@ from workers.errors import Outage, UserError
 from workers.objects import CREDENTIALS, Bucket
 
 SCHEME = "s3://"
-BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LONGEST = 1024
 """Bytes of a key; S3 has none longer."""
 CONTROL = re.compile(r"[\0-\x1f\x7f]")
