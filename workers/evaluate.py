@@ -3,7 +3,8 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -15,6 +16,7 @@ from schemas.frame import Frame
 from schemas.rows import ExampleRow, FailureRow, MapRow, MetricRow
 from schemas.shard import Task, by_image
 from workers import catalog
+from workers.ahead import ahead
 from workers.examine import Examined, Examiner, Refused, Stored
 from workers.explain import Failed, Report, guarded
 from workers.ledger import failure_row, timing_row
@@ -25,6 +27,8 @@ from workers.store import Store
 
 HUMAN, SHUFFLED = "human", "shuffled_human"
 """Inter-human agreement, and another image's human map scored as if it were a model's."""
+AHEAD = 4
+"""Examples whose human maps are read while another is scored."""
 NO_ANNOTATOR = -1
 """Of rows that no human map has a part in."""
 
@@ -36,6 +40,15 @@ class Candidate:
     method: str
     target: str
     values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Humans:
+    """An example's human maps, cut to what the model saw."""
+
+    own: list[np.ndarray]
+    other: list[np.ndarray]
+    """Another image's first one, where it is to be scored."""
 
 
 @dataclass
@@ -93,9 +106,10 @@ class Evaluator:
         task = scored.task
         self.shard.clear()
         answered, maps = self._answered(task), self._maps(task)
-        for example, decoy in zip(task.shard.examples, task.decoys, strict=True):
-            if (row := answered.get(example.question_id)) is not None:
-                self._evaluate(scored, example, decoy, row, maps[example.question_id])
+        pairs = zip(task.shard.examples, task.decoys, strict=True)
+        asked = [pair for pair in pairs if pair[0].question_id in answered]
+        for (example, _), humans in ahead(asked, partial(self._humans, task, answered), AHEAD):
+            self._evaluate(scored, example, humans, maps[example.question_id])
         for examples in by_image(task.shard.examples).values():
             own = [e for e in examples if e.question_id in answered]
             self._examine(scored, [Stored(e, row) for e in own for row in maps[e.question_id]])
@@ -113,16 +127,29 @@ class Evaluator:
                 found[row["question_id"]].append(MapRow(**row))
         return found
 
+    def _humans(
+        self, task: Task, answered: Mapping[int, ExampleRow], pair: tuple[Example, Example]
+    ) -> Humans | Failed:
+        """What an example and its decoy are compared by, read while others are scored."""
+        frame = frame_of(answered[pair[0].question_id])
+        return guarded(lambda: self._read_humans(task, *pair, frame))
+
+    def _read_humans(self, task: Task, example: Example, decoy: Example, frame: Frame) -> Humans:
+        labels = self._labels(task).items()
+        pairwise = [methods for name, methods in labels if isinstance(self.metrics[name], Metric)]
+        own = self.dataset.human_maps(example) if pairwise else []
+        shuffled = bool(own) and any(HUMAN in methods for methods in pairwise)
+        first = replace(decoy, human_maps=decoy.human_maps[:1])
+        other = self.dataset.human_maps(first) if shuffled else []
+        return Humans([cut(m, frame) for m in own], [cut(m, frame) for m in other])
+
     def _evaluate(
-        self,
-        scored: Scored,
-        example: Example,
-        decoy: Example,
-        answered: ExampleRow,
-        maps: list[MapRow],
+        self, scored: Scored, example: Example, humans: Humans | Failed, maps: list[MapRow]
     ) -> None:
         def compute() -> list[MetricRow]:
-            return self._example_rows(scored.task, example, decoy, frame_of(answered), stored)
+            if isinstance(humans, Failed):
+                raise humans.error
+            return self._example_rows(scored.task, example, humans, stored)
 
         read = guarded(lambda: self._candidates(scored.task, maps))
         if isinstance(read, Failed) and isinstance(read.error, OUTAGE):
@@ -136,27 +163,18 @@ class Evaluator:
             scored.rows += outcome
 
     def _example_rows(
-        self,
-        task: Task,
-        example: Example,
-        decoy: Example,
-        frame: Frame,
-        stored: list[Candidate],
+        self, task: Task, example: Example, humans: Humans, stored: list[Candidate]
     ) -> list[MetricRow]:
-        labels = self._labels(task)
-        pairwise = any(isinstance(self.metrics[name], Metric) for name in labels)
-        given = self.dataset.human_maps(example) if pairwise else []
-        humans = [cut(human, frame) for human in given]
         rows: list[MetricRow] = []
-        for name, methods in labels.items():
+        for name, methods in self._labels(task).items():
             metric = self.metrics[name]
             candidates = [candidate for candidate in stored if candidate.method in methods]
             if isinstance(metric, MapMetric):
                 rows += self._alone(task, example, metric, candidates)
-            elif isinstance(metric, Metric) and humans:
-                prepared = [metric.prepare([human]) for human in humans]
+            elif isinstance(metric, Metric) and humans.own:
+                prepared = [metric.prepare([human]) for human in humans.own]
                 if HUMAN in methods:
-                    candidates += [Candidate(SHUFFLED, HUMAN, m) for m in self._decoy(decoy, frame)]
+                    candidates += [Candidate(SHUFFLED, HUMAN, m) for m in humans.other]
                     rows += self._inter_human(task, example, metric, prepared)
                 rows += self._against(task, example, metric, candidates, prepared)
         return rows
@@ -212,9 +230,6 @@ class Evaluator:
         if row.array not in self.shard:
             self.shard[row.array] = array[first : first + capacity]
         return self.shard[row.array][row.ordinal - first, row.target_index]
-
-    def _decoy(self, decoy: Example, frame: Frame) -> list[np.ndarray]:
-        return [cut(human, frame) for human in self.dataset.human_maps(decoy)[:1]]
 
     def _against(
         self,
