@@ -59,9 +59,9 @@ def explain(
     """Explain one answer by every method asked for; by all that suit the model where none is.
 
     ``model`` is a catalogue name (``"demo"``), a ``.safetensors`` file of the Kazemi-Elqursh
-    family, a recipe's model section, or a built model; ``image`` a file or upright uint8 RGB
-    ``(y, x, 3)``; ``methods`` names, or label -> options; ``answer`` the answer to explain in
-    place of the prediction.
+    family, a recipe's model section, or a built model; ``image`` a file, ``s3://bucket/key`` or
+    upright uint8 RGB ``(y, x, 3)``; ``methods`` names, or label -> options; ``answer`` the answer
+    to explain in place of the prediction.
     """
     built = _model(model, device)
     methods = suitable(built) if methods is None else methods

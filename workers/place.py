@@ -88,7 +88,10 @@ class BucketPath:
         be so named."""
         kept: list[str] = []
         for part in self.parts:
-            kept = kept[:-1] if part == ".." else [*kept, part]
+            if part != "..":
+                kept.append(part)
+            elif kept:
+                kept.pop()
         key = "/".join(kept)
         if len(key.encode()) > LONGEST:
             raise ValueError(f"a key of more than {LONGEST} bytes")
