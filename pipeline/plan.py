@@ -242,6 +242,7 @@ def method_definitions(
             name=config.methods[label].get("method", label),
             parameters=method.model_dump(mode="json"),
             kind=method.kind,
+            library=method.library,
             primary=method.primary if isinstance(method, ImageMethod) else None,
             arrays=tuple(stored_specs(method, model, config.store.pixel_dtype))
             if isinstance(method, ImageMethod)
