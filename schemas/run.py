@@ -59,6 +59,8 @@ class Definition(Frozen):
     parameters: dict[str, Any]
     kind: str
     """``image``, ``words`` or ``metric``."""
+    library: str | None = None
+    """Name and version of the library that computes it; None for our own code."""
     primary: str | None = None
     arrays: tuple[ArraySpec, ...] = ()
 

@@ -22,6 +22,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "occlusion": {"grid": 2},
     "rise": {"masks": 4, "cells": 4},
     "question_grad_cam": {"n": 4},
+    "integrated_gradients": {"steps": 2},
+    "smooth_grad": {"samples": 2},
+    "lime": {"grid": 2, "samples": 4},
+    "kernel_shap": {"grid": 2, "samples": 6},
 }
 """Options that make a method cheap; a method that is not here runs with its defaults."""
 Folder = Callable[[str], Path]

@@ -116,6 +116,17 @@ WINDOWED: dict[str, nn.Module] = {
     "product of maps": Spelled(
         lambda conv, x: conv(x) * torch.arange(32.0 * 32).view(32, 32).to(x)
     ),
+    "padding by name": nn.Sequential(
+        nn.Conv2d(3, 4, (3, 5), padding="same", dilation=(2, 1)),
+        nn.Conv2d(4, 4, 3, padding="valid"),
+    ),
+    "one slope": nn.Sequential(conv(3, 4), nn.PReLU()),
+    "a slope a channel": nn.Sequential(conv(3, 4), nn.PReLU(4)),
+    "weighted sum": Spelled(lambda conv, x: torch.add(conv(x), x[:, :1], alpha=0.5)),
+    "less, twice": Spelled(lambda conv, x: torch.rsub(conv(x), 1.0, alpha=2)),
+    "less a map": Spelled(lambda conv, x: torch.rsub(conv(x), x[:, :1], alpha=-3)),
+    "power": Spelled(lambda conv, x: 1 - conv(x) ** 2),
+    "root": Spelled(lambda conv, x: (conv(x).square() + 1).sqrt().log().reciprocal()),
     "minimum": Spelled(lambda conv, x: torch.minimum(conv(x), x[:, :1])),
     "frozen statistics": nn.Sequential(conv(3, 4), nn.BatchNorm2d(4, affine=False)),
     "dropout": nn.Sequential(conv(3, 4), nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout()),
@@ -145,7 +156,6 @@ WHOLE: dict[str, nn.Module] = {
         )
     ),
     "fourier": Spelled(lambda conv, x: torch.fft.ifft2(torch.fft.fft2(conv(x))).real),
-    "power": Spelled(lambda conv, x: 1 - conv(x) ** 2),
     "rounded": Spelled(lambda conv, x: conv(x.float().to(x.dtype))),
 }
 """Trunks that need whole maps somewhere, or do what is not understood there."""

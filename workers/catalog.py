@@ -19,10 +19,18 @@ from workers.datasets.shapes import Shapes
 from workers.datasets.vqa import VQA
 from workers.datasets.vqa_cp import VQACP
 from workers.errors import UserError
+from workers.methods.adapters import IntegratedGradients, KernelShap, Lime, SmoothGrad
 from workers.methods.attention import Attention
 from workers.methods.base import Method
 from workers.methods.baselines import Center, Random
-from workers.methods.gradients import Deconvnet, GradCam, GuidedBackprop, GuidedGradCam, Saliency
+from workers.methods.gradients import (
+    Deconvnet,
+    GradCam,
+    GuidedBackprop,
+    GuidedGradCam,
+    InputXGradient,
+    Saliency,
+)
 from workers.methods.occlusion import Occlusion
 from workers.methods.question_grad_cam import QuestionGradCam
 from workers.methods.rise import RISE
@@ -65,6 +73,11 @@ METHODS: dict[str, type[Method]] = {
     "grad_cam": GradCam,
     "guided_grad_cam": GuidedGradCam,
     "question_grad_cam": QuestionGradCam,
+    "input_x_gradient": InputXGradient,
+    "integrated_gradients": IntegratedGradients,
+    "smooth_grad": SmoothGrad,
+    "lime": Lime,
+    "kernel_shap": KernelShap,
     "rise": RISE,
     "attention": Attention,
     "random": Random,

@@ -76,6 +76,13 @@ class Scene:
         """The clean normalised input ``(1, 3, y, x)``."""
         return self.split.normalise(self.canvas[None].to(self.model.dtype))
 
+    @property
+    def entered(self) -> Tensor:
+        """What gradients are taken at: ``pixels``, or the canvas of a model that gives logits
+        only, ``(1, 3, y, x)``."""
+        split = Capability.SPLIT in self.model.provides
+        return self.pixels if split else self.canvas[None].to(self.model.dtype)
+
     @cached_property
     def trunk_trace(self) -> Trace:
         """The clean trunk pass ``(1, 3, y, x) -> (1, channel, y, x)`` with its graph."""
@@ -197,6 +204,8 @@ class Method(Frozen, ABC):
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGITS})
     kind: ClassVar[Literal["image", "words"]] = "image"
+    library: ClassVar[str | None] = None
+    """Name and version of the library that computes it; None for our own."""
     score: Score = "logit"
     """What is explained: probability, logit or log_probability."""
 

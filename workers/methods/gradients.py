@@ -52,6 +52,19 @@ class Saliency(_Backpropagation):
     rule: ClassVar[Rule] = "saliency"
 
 
+class InputXGradient(PixelMethod):
+    """``x * d f / d x``, summed over the channels (Shrikumar et al. 2016, "Not Just a Black Box");
+    ``x`` is the normalised pixel. It shares saliency's backward pass."""
+
+    reduction: Reduction = "sum"
+
+    def backward_passes(self) -> frozenset[tuple[str, Score]]:
+        return frozenset({("saliency", self.score)})
+
+    def explain(self, scene: Scene) -> Maps:
+        return self._reduced(scene.entered * pixel_gradients(scene, self.score, "saliency"))
+
+
 class Deconvnet(_Backpropagation):
     """The gradient with ``1[g > 0] g`` at every ReLU (Zeiler and Fergus 2014, "Visualizing and
     Understanding Convolutional Networks", section 2.1).

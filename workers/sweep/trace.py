@@ -263,14 +263,25 @@ Reader = Callable[[_Tracer, fx.Node, dict[str, Any]], Any]
 
 
 def _convolution(tracer: _Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
-    if a.get("transposed") or isinstance(a["padding"], str):
-        raise _Unknown
     weight, bias = a["weight"], a["bias"]
-    if not isinstance(weight, Tensor) or isinstance(bias, Value):
+    if a.get("transposed") or not isinstance(weight, Tensor) or isinstance(bias, Value):
         raise _Unknown
+    if isinstance(a["padding"], str):
+        a = {**a, "padding": _padding_by_name(a, weight.shape[2:])}
     supports = _supports(a, weight.shape[2:])
     operation = Convolution(weight, bias, supports, a["groups"])
     return tracer.add(node, operation, _map(a["input"]))
+
+
+def _padding_by_name(a: dict[str, Any], kernel: torch.Size) -> list[int]:
+    """``same``: ``d (k - 1) / 2`` on either side; an odd number has a longer side, which is not
+    read here."""
+    if a["padding"] == "valid":
+        return [0, 0]
+    around = [d * (k - 1) for d, k in zip(_pair(a["dilation"]), kernel, strict=True)]
+    if any(total % 2 for total in around):
+        raise _Unknown
+    return [total // 2 for total in around]
 
 
 def _linear(tracer: _Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
@@ -333,9 +344,9 @@ def _unary(tracer: _Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
 
 def _binary(tracer: _Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
     x, y = a["self"], a["other"]
-    if a.get("alpha", 1) != 1:
-        raise _Unknown
     function = _FUNCTIONS[node.target]
+    if a.get("alpha", 1) != 1:
+        function = partial(function, alpha=a["alpha"])
     if isinstance(x, Value) and isinstance(y, Value):
         return _of_maps(tracer, node, function, x, y)
     value, other = (x, y) if isinstance(x, Value) else (y, x)
@@ -383,6 +394,18 @@ def _with_constant(
     tracer.constants[name] = full
     tracer.shapes[name] = tuple(full.shape[1:])  # type: ignore[assignment]
     return tracer.add(node, Pointwise(function), x, Value(name, x.axes))
+
+
+def _prelu(tracer: _Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
+    """``max(x, 0) + w min(x, 0)`` with one slope, or one a channel."""
+    x, weight = _map(a["self"]), a["weight"]
+    if not isinstance(weight, Tensor):
+        raise _Unknown
+    return tracer.add(node, PerChannel(_leaky, weight.reshape(-1, 1, 1)), x)
+
+
+def _leaky(x: Tensor, slope: Tensor) -> Tensor:
+    return torch.where(x > 0, x, slope * x)
 
 
 def _cat(tracer: _Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
@@ -501,6 +524,8 @@ _FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
     aten.div.Tensor: torch.div,
     aten.maximum.default: torch.maximum,
     aten.minimum.default: torch.minimum,
+    aten.rsub.Tensor: torch.rsub,
+    aten.rsub.Scalar: torch.rsub,
 }
 _UNARY = (
     aten.relu,
@@ -522,14 +547,23 @@ _UNARY = (
     aten.abs,
     aten.neg,
     aten.relu6,
+    aten.sqrt,
+    aten.rsqrt,
+    aten.log,
+    aten.square,
+    aten.reciprocal,
+    aten.sign,
 )
 READERS: dict[Any, Reader] = {
     aten.conv2d.default: _convolution,
+    aten.conv2d.padding: _convolution,
     aten.convolution.default: _convolution,
     aten.linear.default: _linear,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool2d.default: _average_pool,
+    aten.prelu.default: _prelu,
+    aten.pow.Tensor_Scalar: _unary,
     aten.cat.default: _cat,
     aten.layer_norm.default: _layer_norm,
     aten.permute.default: _permute,
