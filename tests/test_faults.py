@@ -1,6 +1,7 @@
-"""A fault at every write of a run, on a folder and on a bucket, and what is left of it.
+"""A fault at every write of a run, and what is left of it.
 
-``VQATLAS_FAULTS=1 pytest tests/test_faults.py`` for every pair of a write and a fault.
+``VQATLAS_FAULTS=1 pytest tests/test_faults.py`` for every pair of a write and a fault;
+``tests/test_bucket_faults.py`` has what only a bucket can do.
 """
 
 import json
@@ -13,27 +14,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
-from pipeline import run as stages
-from pipeline.dataset import Run
 from pipeline.verify import verify
 from tests import faults
-from tests.conftest import Recipe
 from tests.faults import DEATHS, ERRORS, SCENES, assert_between, contents
-from tests.proxy import Fault, Proxy, Rule
-from tests.runs import assert_same_run
-from tests.s3 import BUCKET, reach, served
-from workers.errors import UserError
-from workers.objects import OUTAGE, Folder
+from tests.s3 import BUCKET, served
+from workers.objects import Folder
 from workers.store import Store
 
-CHOSEN = ("run", "retry compacted", "compact again")
-FEW = {"attention": {}, "word_gradient": {}}
-
-REMOTE = [scene for scene in SCENES if os.environ.get("VQATLAS_FAULTS") or scene.name in CHOSEN]
-"""What a bucket is tried with: every request takes its time."""
 STEP = int(os.environ.get("VQATLAS_FAULTS", "0"))
 """Every so manieth pair is tried; 0 for a sample of them."""
 REPOSITORY = Path(__file__).parents[1]
@@ -43,12 +32,6 @@ REPOSITORY = Path(__file__).parents[1]
 def endpoint() -> Iterator[str]:
     with served() as url:
         yield url
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bucket's run leaves Ray's log in the working folder."""
-    monkeypatch.chdir(tmp_path)
 
 
 # --- files, and processes that die ---------------------------------------------------------------
@@ -79,122 +62,16 @@ def assert_mended(
 
 
 def test_folder_with_a_fault_at_any_write_is_read_and_mended(tmp_path: Path) -> None:
-    cases = disturbed(str(tmp_path), 37, tmp_path, SCENES)
+    cases = disturbed(str(tmp_path), 61, tmp_path, SCENES)
     assert_mended(cases, (*DEATHS, *ERRORS), SCENES)
 
 
 def test_bucket_whose_worker_dies_at_any_write_is_read_and_mended(
     endpoint: str, tmp_path: Path
 ) -> None:
-    cases = disturbed(f"s3://{BUCKET}/deaths", 25, tmp_path, REMOTE[:2])
-    assert_mended(cases, DEATHS, REMOTE[:2])
-
-
-# --- a bucket's own faults -----------------------------------------------------------------------
-
-LASTING: tuple[Fault, ...] = ("500", "403", "silence", "reset", "answer lost")
-
-
-@pytest.fixture(scope="module")
-def proxied(endpoint: str) -> Iterator[Proxy]:
-    """The same server, through a proxy; clients do not wait long."""
-    with Proxy(endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
-        reach(patch, proxy.url)
-        patch.setenv("VQATLAS_S3_TIMEOUT", "2")
-        patch.setenv("VQATLAS_S3_RETRY", "0.5")
-        yield proxy
-
-
-@pytest.mark.parametrize("scene", REMOTE, ids=lambda scene: scene.name)
-def test_bucket_that_fails_from_any_request_on_is_read_and_mended(
-    scene: faults.Scene, proxied: Proxy, here: None
-) -> None:
-    root = f"s3://{BUCKET}/lasting/{scene.name.replace(' ', '-')}"
-    before = faults.prepare(scene, root)
-    faults.clone(root, f"{root}-after")
-    proxied.begin(None)
-    scene.act(f"{root}-after")
-    writes, after = proxied.writes, contents(f"{root}-after")
-    step = STEP or 1 + writes // 2
-    turn = 2 * REMOTE.index(scene)  # the scenes' samples have each fault among them
-    for number in range(1, writes + 1, step):
-        for fault in LASTING if STEP else [LASTING[(turn + number // step) % len(LASTING)]]:
-            place = f"{root}-{number}-{fault.replace(' ', '-')}"
-            faults.clone(root, place)
-            proxied.begin(Rule(fault, first=number, last=None))
-            with pytest.raises((UserError, *OUTAGE)) as stopped:
-                scene.act(place)
-            proxied.begin(None)
-            assert place in str(stopped.value)
-            faults.mend(scene, place, before, after)
-
-
-@pytest.mark.parametrize("fault", ["500", "reset", "answer lost"])
-def test_bucket_that_fails_every_other_request_is_asked_again(
-    fault: Fault, endpoint: str, here: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nearly every write is refused once, or its answer lost, and nobody notices."""
-    monkeypatch.setattr("workers.objects.PAUSE", 0.01)
-    scene = SCENES[2]
-    root = f"s3://{BUCKET}/passing/{fault.replace(' ', '-')}"
-    with Proxy(endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
-        reach(patch, proxy.url)
-        proxy.begin(Rule(fault, first=1, last=None, every=2))
-        faults.prepare(scene, root)
-        scene.act(root)
-        assert proxy.writes > 100
-        proxy.begin(None)
-        seen = contents(root)
-        assert verify(root).problems == 0
-    plain = str(Path.cwd() / "plain")
-    faults.prepare(scene, plain)
-    scene.act(plain)
-    assert seen == contents(plain)
-
-
-def test_run_on_a_bucket_that_fails_now_and_then_equals_one_on_disk(
-    endpoint: str, recipe: Recipe, here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The whole pipeline, with a model: run, evaluate, extend, retry, compact, verify."""
-    monkeypatch.setattr("workers.objects.PAUSE", 0.01)
-    place, folder = f"s3://{BUCKET}/whole", tmp_path / "run"
-    narrow, wide = recipe(methods={"attention": {}}), recipe(methods=FEW)
-    with Proxy(endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
-        reach(patch, proxy.url)
-        proxy.begin(Rule("500", first=1, last=None, every=3, reads=True))
-        for root in (place, folder):
-            stages.run(narrow, root)
-            stages.evaluate(root)
-            assert stages.compact(root)["maps"] == 4
-            stages.run(wide, root)
-            assert stages.retry(root, whole=[1]).tasks == 2
-            stages.evaluate(root)
-        proxy.begin(None)
-        verdict = verify(place, sample=4)
-        assert verdict.problems == 0, [check.first for check in verdict.checks]
-        assert_same_run(folder, place)
-        key = ["question_id", "method", "target", "metric", "annotator", "value"]
-        mine, theirs = (
-            Run(root).metrics[key].sort_values(key[:5], ignore_index=True)
-            for root in (folder, place)
-        )
-        pd.testing.assert_frame_equal(mine, theirs)
-
-
-def test_outage_while_maps_are_evaluated_is_no_examples_fault(
-    endpoint: str, recipe: Recipe, here: None
-) -> None:
-    """Everything but reading a map goes on."""
-    place = f"s3://{BUCKET}/evaluated"
-    with Proxy(endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
-        reach(patch, proxy.url)
-        patch.setenv("VQATLAS_S3_RETRY", "0.3")
-        stages.run(recipe(methods={"attention": {}}, store={"shard_size": 64}), place)
-        proxy.begin(Rule("500", first=1, last=None, reads=True, only="/c.0."))
-        with pytest.raises(UserError, match=r"evaluate stopped: .* does not answer as it should"):
-            stages.evaluate(place)
-        proxy.begin(None)
-        assert stages.evaluate(place).failed_examples == 0
+    scenes = SCENES if STEP else SCENES[:1]  # every request takes its time
+    cases = disturbed(f"s3://{BUCKET}/deaths", 25, tmp_path, scenes)
+    assert_mended(cases, DEATHS, scenes)
 
 
 # --- readers beside a run ------------------------------------------------------------------------
