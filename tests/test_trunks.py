@@ -1,5 +1,10 @@
-"""Torchvision's trunks through the incremental engine: exact, and dense only where it must be."""
+"""Torchvision's trunks through the incremental engine: exact, and dense only where it must be.
 
+``VQATLAS_TRUNKS=all pytest tests/test_trunks.py -k every`` for every trunk, side and grid, which
+takes hours; ``VQATLAS_TRUNKS=resnet101,vgg19`` for some.
+"""
+
+import os
 from functools import cache
 
 import pytest
@@ -12,6 +17,7 @@ from tests.reference import incremental as reference
 from workers.methods.base import Scene
 from workers.models.base import freeze
 from workers.models.kazemi import Kazemi, KazemiConfig
+from workers.models.trunks import TRUNKS
 from workers.sweep import plain
 from workers.sweep.engine import Engine, Options
 from workers.sweep.program import Program
@@ -41,20 +47,42 @@ GATED = {
 """Side of the image and grid. Squeeze-and-excitation gates see the whole map: what follows the
 first of them changes everywhere."""
 SIZES = {**CONVOLUTIONAL, **GATED}
+NAMED = os.environ.get("VQATLAS_TRUNKS", "")
+ASKED = [*TRUNKS, *trunks.TRANSFORMED] if NAMED == "all" else NAMED.split(",") if NAMED else []
+SIDES = (97, 130, 224, 225, 448)
+GRIDS = (8, 16, 32)
+
+
+@cache
+def built(name: str) -> nn.Module:
+    return trunks.build(name)
 
 
 @cache
 def traced(name: str) -> tuple[nn.Module, Program]:
     """A trunk and its program; it is traced once, because that is what takes the time."""
-    trunk, side = trunks.build(name), SIZES.get(name, (97,))[0]
+    trunk, side = built(name), SIZES.get(name, (97,))[0]
     program = trace(trunk, torch.zeros(2, 3, side, side, dtype=torch.float64))
     return trunk, program.to(torch.device("cpu"), torch.float64)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_features_equal_the_trunks_on_the_painted_image(name: str) -> None:
-    side, grid = SIZES[name]
-    trunk, program = traced(name)
+    assert_exact(*traced(name), *SIZES[name])
+
+
+@pytest.mark.skipif(not NAMED, reason="takes hours: VQATLAS_TRUNKS=all")
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("name", ASKED)
+def test_every_trunk_at_every_side_and_grid(name: str, side: int) -> None:
+    trunk = built(name)
+    program = trace(trunk, torch.zeros(2, 3, side, side, dtype=torch.float64))
+    for grid in GRIDS:
+        assert_exact(trunk, program.to(torch.device("cpu"), torch.float64), side, grid)
+
+
+def assert_exact(trunk: nn.Module, program: Program, side: int, grid: int) -> None:
+    """Cells at every border and in the middle; each of them changes something."""
     windows = grid_windows(side, side, grid)
     cells = sweeps.borders(windows)
     image, fill = (trunks.picture(side, seed).double() for seed in (8, 9))
