@@ -345,7 +345,13 @@ def retry_tasks(store: Store, shards: Sequence[Shard], whole: Collection[int]) -
         if ids:
             labels = store.labels(round_name, "maps")
             tasks.append(Task(shard=known[shard], labels=labels, retry=ids))
-    return tasks
+    return [*tasks, *_lost(store, shards, whole)]
+
+
+def _lost(store: Store, shards: Sequence[Shard], whole: Collection[int]) -> list[Task]:
+    """What was computed for the shards in ``whole`` and is committed no longer."""
+    chosen = [shard for shard in shards if shard.number in whole]
+    return _todo(chosen, list(store.definitions(["image", "words"])), store) if chosen else []
 
 
 def _failed(store: Store, whole: Collection[int]) -> dict[tuple[int, str], set[int]]:

@@ -25,6 +25,7 @@ from schemas.shard import Shard, Task
 from workers import catalog
 from workers.compact import compact as compact_tables
 from workers.crashes import Crashes
+from workers.damage import drop_damaged
 from workers.datasets.base import BadRecord
 from workers.errors import UserError, UserInterrupt
 from workers.evaluate import Evaluator
@@ -141,6 +142,8 @@ def _retry(
     driver: Driver, config: RunConfig, shards: Sequence[Shard], whole: Collection[int]
 ) -> int:
     store = driver.store
+    for key in drop_damaged(store, whole) if whole else ():
+        console.print(f"{key} cannot be read; what was in it is computed again", soft_wrap=True)
     tasks = retry_tasks(store, shards, whole)
     for task in tasks:
         Crashes(store.objects).forgive(task.shard.number)

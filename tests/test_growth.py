@@ -248,6 +248,24 @@ def test_verify_finds_a_damaged_fragment_and_retry_mends_it(complete: Path, copy
     assert_same_run(complete, copy)
 
 
+@pytest.mark.parametrize("table", ["maps", "examples", "metrics", "timings"])
+@pytest.mark.parametrize("harm", ["footer", "cut off", "empty"])
+def test_verify_finds_a_fragment_that_cannot_be_opened_and_retry_mends_it(
+    table: str, harm: str, complete: Path, copy: Path
+) -> None:
+    """The first of a round: what the round holds is read from its metadata."""
+    path = sorted((copy / table).glob("part-*"))[0]
+    data = path.read_bytes()
+    harmed = {"footer": data[:-40] + bytes(40), "cut off": data[: len(data) // 2], "empty": b""}
+    path.write_bytes(harmed[harm])
+    verdict = verify(copy)
+    assert verdict.shards == [0]
+    assert stages.retry(copy, whole=verdict.shards).failed_examples == 0
+    stages.evaluate(copy)
+    assert_sound(copy)
+    assert_same_run(complete, copy)
+
+
 def test_verify_finds_orphans(copy: Path) -> None:
     (copy / "stage" / "explain-0000001-0123456789.abcdef").mkdir(parents=True)
     (copy / "stage" / "explain-0000001-0123456789.abcdef" / "x").write_bytes(b"")
