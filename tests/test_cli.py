@@ -126,8 +126,8 @@ def test_recipe_with_a_mistake_is_explained(call: Call, override: str, message: 
             "methods.occlusion.gird: unknown key. Known here: ",
         ),
         (
-            "methods.lime.samples=8",
-            "methods.lime: unknown name 'lime'. Available: occlusion, saliency, ",
+            "methods.guessing.samples=8",
+            "methods.guessing: unknown name 'guessing'. Available: occlusion, saliency, ",
         ),
         ("dataset=coco", "dataset: unknown name 'coco'. Available: shapes, vqa, "),
         ("model=gpt", f"model: unknown name 'gpt'. Available: {', '.join(catalog.MODELS)}."),
