@@ -52,5 +52,5 @@ def test_explain_takes_an_array_and_a_models_section(checkpoint: Path) -> None:
 
 def test_explain_by_an_unknown_method_lists_the_known_ones(world: Path, checkpoint: Path) -> None:
     image = sorted((world / "val2014").glob("*.png"))[0]
-    with pytest.raises(UserError, match=r"unknown name 'lime'\. Available: occlusion"):
-        explain(str(checkpoint), image, "is there a red circle?", ["lime"])
+    with pytest.raises(UserError, match=r"unknown name 'guessing'\. Available: occlusion"):
+        explain(str(checkpoint), image, "is there a red circle?", ["guessing"])
