@@ -80,6 +80,7 @@ def test_mass_on_known_objects_is_counted_as_planted() -> None:
     assert frame["empty"].tolist() == [0, 0, 0, 0, 40]
     assert frame["gain"].tolist()[1:] == [0.5, -0.5, 0.5, 0]
     assert np.isnan(frame["gain"][PLAIN])
+    np.testing.assert_allclose(frame["inside_gain"]["own"], 1 - areas, rtol=1e-6)
     assert frame["right_n"].tolist() == [40] * 5
     assert (frame["right_low"] <= frame["right"]).all()
 
@@ -322,6 +323,6 @@ def test_recipe_has_the_papers_sweep_and_every_variant(root: Path) -> None:
     rows = [v["n"] for v in own.values() if "sensitivity" not in v and "not_shared" not in v]
     assert [1024 if n == "all" else n for n in rows] == list(SWEEP)
     kinds = {(v.get("sensitivity", "row_sum"), v.get("not_shared", False)) for v in own.values()}
-    assert len(kinds) == 6
+    assert len(kinds) == 7
     labels = [setting.label for setting in settings(Run(root))]
     assert labels[:3] == ["grad_cam", "random", "center"]

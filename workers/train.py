@@ -268,10 +268,18 @@ def pretrain_trunk(model: Kazemi, corpus: Corpus, how: Training) -> list[float]:
     return _descend(nn.ModuleList([model.trunk_net, probe]), len(corpus.items), how, loss)
 
 
-def pretrain_image(model: DeeperLSTM, corpus: Corpus, how: Training) -> list[float]:
+def pretrain_image(
+    model: DeeperLSTM, corpus: Corpus, how: Training, apart: bool = False
+) -> list[float]:
     """Teach the added block and the fully connected layer to name the things of a scene, each by
-    hue and shape, as the published network comes from ImageNet; the probe is thrown away."""
+    hue and shape, as the published network comes from ImageNet; the probe is thrown away.
+
+    ``apart``: the hues and the shapes that there are, so that which goes with which is not taught.
+    """
     named = things_shown(corpus)
+    if apart:
+        whole = named.reshape(-1, len(HUES), len(SHAPES))
+        named = torch.cat([whole.amax(2), whole.amax(1)], 1)
     seen = model.config.fully[-1]
     probe = nn.Linear(seen, named.shape[1])
     added = _layers(model)[corpus.depth :]
@@ -481,17 +489,20 @@ def demo_lstm(
     scenes: int = 24_000,
     epochs: int = 12,
     seed: int = 0,
+    apart: bool = False,
 ) -> None:
-    """The embedded world's ``deeper_lstm``, on the first model's trunk; docs/demo_model.md."""
+    """The embedded world's ``deeper_lstm``, on the first model's trunk; docs/demo_model.md.
+
+    ``apart``: its image network names hues and shapes apart, not things.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     trained = load(first).eval()
     print(f"drawing {scenes} scenes, and what the trunk of {first.name} makes of them")
     corpus = seen_by(trained, seed, "train2014", scenes, "standard")
     model, baseline = (small_lstm(trained, corpus, seed) for _ in range(2))
     print("training the added block to name what the scene shows")
-    pretrain_image(
-        model, corpus.first(PRETRAINING), Training(epochs=2, learning_rate=3e-3, seed=seed)
-    )
+    once = Training(epochs=2, learning_rate=3e-3, seed=seed)
+    pretrain_image(model, corpus.first(PRETRAINING), once, apart)
     print("training question, combine layer and answer")
     how = Training(epochs=epochs, batch=64, learning_rate=8e-3, seed=seed)
     train(model, as_vectors(model, corpus), how)

@@ -95,7 +95,8 @@ def _at_papers_n(row: Row, plain: Row) -> Finding:
         f"With n = {BEST_IN_PAPER} (row sum), which the paper's main example shows as the best, "
         f"the mass falls on the right object in {_share(row, 'right')}, with Grad-CAM in "
         f"{_share(plain, 'right')}: {_points(row, 'gain')}, so "
-        f"{_verdict(row['gain_low'], row['gain_high'])}.",
+        f"{_verdict(row['gain_low'], row['gain_high'])}. Of a map's mass {_share(row, 'inside')} "
+        f"lies on it, of Grad-CAM's {_share(plain, 'inside')}.",
         0.7,
         "localisation",
     )

@@ -98,14 +98,16 @@ def means(
 
 
 def localisation_frame(measured: Measured, bootstrap: Bootstrap) -> pd.DataFrame:
-    """One row a setting: ``right``, ``both``, ``inside``, ``gain`` (``right`` over Grad-CAM's, map
-    by map), ``rho`` between the pair's maps, each as ``means`` has it, and ``empty``."""
+    """One row a setting: ``right``, ``both``, ``inside``, ``rho`` between the pair's maps, ``gain``
+    and ``inside_gain`` (``right`` and ``inside`` over Grad-CAM's, map by map), each as ``means``
+    has it, and ``empty``."""
     parts = [
         means(measured.right, measured.maps_images, bootstrap, "right"),
         means(measured.both, measured.images, bootstrap, "both"),
         means(measured.inside, measured.maps_images, bootstrap, "inside"),
         means(measured.rho, measured.images, bootstrap, "rho"),
-        means(_gains(measured), measured.maps_images, bootstrap, "gain"),
+        means(_gains(measured, measured.right), measured.maps_images, bootstrap, "gain"),
+        means(_gains(measured, measured.inside), measured.maps_images, bootstrap, "inside_gain"),
     ]
     told = pd.DataFrame(
         {
@@ -119,10 +121,10 @@ def localisation_frame(measured: Measured, bootstrap: Bootstrap) -> pd.DataFrame
     return pd.concat([told, *parts], axis=1)
 
 
-def _gains(measured: Measured) -> np.ndarray:
+def _gains(measured: Measured, values: np.ndarray) -> np.ndarray:
     if measured.plain is None:
-        return np.full_like(measured.right, np.nan)
-    gains = measured.right - measured.right[:, [measured.plain]]
+        return np.full_like(values, np.nan)
+    gains = values - values[:, [measured.plain]]
     gains[:, measured.plain] = np.nan  # of itself
     return gains
 

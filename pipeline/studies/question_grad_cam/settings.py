@@ -8,7 +8,7 @@ from schemas.run import Definition
 
 METHOD, PLAIN = "question_grad_cam", "grad_cam"
 FLOORS = ("random", "center")
-NAMES = {"row_sum": "row sum", "l2": "L2 norm", "word": "one word"}
+NAMES = {"row_sum": "row sum", "l2": "L2 norm", "word": "one word", "random": "picked blindly"}
 
 
 class Setting(NamedTuple):

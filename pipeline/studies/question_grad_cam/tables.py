@@ -21,13 +21,16 @@ RIGHT = (
 BOTH = "Pairs both of whose maps have more mass on their own object."
 INSIDE = "Share of a map's mass on its own question's object."
 RHO = "Spearman's, cell by cell, over pairs; a constant map has none."
-NO_VALUE = {f"{name}_reason": "no map has a value" for name in ("right", "both", "inside", "rho")}
+NO_VALUE = {
+    **{f"{name}_reason": "no map has a value" for name in ("right", "both", "inside", "rho")},
+    **{f"{name}_reason": "Grad-CAM itself, or none" for name in ("gain", "inside_gain")},
+}
 
 
 def localisation_table(frame: pd.DataFrame, measured: Measured, bootstrap: Bootstrap) -> Table:
     """How often a map falls on the right object: every setting beside Grad-CAM and the floors."""
     titles = [setting.title for setting in measured.settings]
-    told = frame.assign(setting=titles, gain_reason="Grad-CAM itself, or none", **NO_VALUE)
+    told = frame.assign(setting=titles, **NO_VALUE)
     return Table(
         name="localisation",
         title="On which object the map falls",
@@ -38,6 +41,7 @@ def localisation_table(frame: pd.DataFrame, measured: Measured, bootstrap: Boots
             _share("gain", "over Grad-CAM", "The difference, map by map."),
             _share("both", "both right", BOTH),
             _share("inside", "mass inside", INSIDE),
+            _share("inside_gain", "over Grad-CAM", "The difference of the mass inside."),
             mean_column("rho", "rho of the two maps", RHO),
             Column(name="right_n", header="n", kind="count", help="Maps, two a pair."),
             Column(name="empty", header="without mass", kind="count"),
