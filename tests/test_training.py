@@ -24,7 +24,9 @@ from workers.train import (
     easy_vqa_corpus,
     judge,
     logits,
+    pretrain_image,
     pretrain_trunk,
+    seen_by,
     shapes_corpus,
     small_lstm,
     small_model,
@@ -131,6 +133,17 @@ def test_things_shown_are_the_scene_s_in_whole_cells():
         named = {(HUES[hue], SHAPES[shape]) for hue, shape in shown.nonzero().tolist()}
         assert named
         assert named <= {(thing.color, thing.shape) for thing in things}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_pretraining_the_image_network_leaves_the_first_model_s_trunk(demo, apart):
+    corpus = seen_by(demo, 3, "train2014", 12, "standard")
+    model = small_lstm(demo, corpus, 0)
+    how = Training(epochs=30, batch=6, learning_rate=5e-3)
+    losses = pretrain_image(model, corpus, how, apart)
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    for name, tensor in demo.trunk_net.state_dict().items():
+        assert torch.equal(model.trunk_net.state_dict()[name], tensor), name
 
 
 def test_lstm_is_trained_on_vectors_as_on_images(few, demo):
