@@ -24,7 +24,7 @@ from pipeline.studies.question_grad_cam.masses import uniform
 from pipeline.studies.question_grad_cam.pairs import Pairs, cells, disjoint, same_answer
 from pipeline.studies.question_grad_cam.published import RANKS, SWEEP
 from pipeline.studies.question_grad_cam.ranks import PAIR, SAME, common, compared, repeated
-from pipeline.studies.question_grad_cam.settings import PLAIN, Setting, settings
+from pipeline.studies.question_grad_cam.settings import BLIND, PLAIN, Setting, settings
 from pipeline.studies.question_grad_cam.study import question_grad_cam
 from pipeline.studies.question_grad_cam.words import NAMING, word_frame, word_rows
 from pipeline.studies.summary import Bootstrap
@@ -126,6 +126,15 @@ def test_the_best_of_many_noises_is_not_reported_as_better() -> None:
     assert best is not None
     assert [setting.label for setting in best.chosen] == ["own", "own"]
     assert (best.right["right"], best.plain["right"], best.gain["right"]) == (1, 0.5, 0.5)
+
+
+def test_a_choice_of_neurons_is_read_against_as_many_picked_blindly() -> None:
+    pairs = planted(6)
+    own = {q: mask.astype(np.float32) for q, mask in pairs.masks.items()}
+    found = [Setting("a", "row sum", 5), Setting("b", "row sum", 9), Setting("c", BLIND, 5.0)]
+    frame = localisation_frame(measure(found, [own, own, uniform(pairs)], pairs), QUICK)
+    np.testing.assert_array_equal(frame["choice"], [0.5, np.nan, np.nan])
+    assert frame["gain"].isna().all(), "there is no Grad-CAM"
 
 
 # --- pairs ----------------------------------------------------------------------------------

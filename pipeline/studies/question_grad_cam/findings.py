@@ -24,7 +24,7 @@ HOW = (
     "can be counted on which of the two objects a map's mass falls.",
     "row sum: sum_j d a_i / d q_j, the top n by value; L2 norm: that of the row; one word: the row "
     "sum over the word to which the layer is most sensitive. Not shared: of the top n those that "
-    "are not in the other question's top n.",
+    "are not in the other question's top n. Picked blindly: as many drawn at random.",
 )
 
 
@@ -91,12 +91,17 @@ def _verdict(low: float, high: float) -> str:
 
 
 def _at_papers_n(row: Row, plain: Row) -> Finding:
+    blind = (
+        f" Against as many neurons picked blindly it is {_points(row, 'choice')}."
+        if np.isfinite(row["choice"])
+        else ""
+    )
     return Finding(
         f"With n = {BEST_IN_PAPER} (row sum), which the paper's main example shows as the best, "
         f"the mass falls on the right object in {_share(row, 'right')}, with Grad-CAM in "
         f"{_share(plain, 'right')}: {_points(row, 'gain')}, so "
-        f"{_verdict(row['gain_low'], row['gain_high'])}. Of a map's mass {_share(row, 'inside')} "
-        f"lies on it, of Grad-CAM's {_share(plain, 'inside')}.",
+        f"{_verdict(row['gain_low'], row['gain_high'])}.{blind} Of a map's mass "
+        f"{_share(row, 'inside')} lies on it, of Grad-CAM's {_share(plain, 'inside')}.",
         0.7,
         "localisation",
     )

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from pipeline.studies.question_grad_cam.masses import located
 from pipeline.studies.question_grad_cam.pairs import Pairs
-from pipeline.studies.question_grad_cam.settings import PLAIN, Setting
+from pipeline.studies.question_grad_cam.settings import BLIND, PLAIN, Setting
 from pipeline.studies.summary import Bootstrap
 
 Maps = Mapping[int, np.ndarray]
@@ -99,8 +99,9 @@ def means(
 
 def localisation_frame(measured: Measured, bootstrap: Bootstrap) -> pd.DataFrame:
     """One row a setting: ``right``, ``both``, ``inside``, ``rho`` between the pair's maps, ``gain``
-    and ``inside_gain`` (``right`` and ``inside`` over Grad-CAM's, map by map), each as ``means``
-    has it, and ``empty``."""
+    and ``inside_gain`` (``right`` and ``inside`` over Grad-CAM's, map by map), ``choice``
+    (``right`` over that of as many neurons picked blindly), each as ``means`` has it, and
+    ``empty``."""
     parts = [
         means(measured.right, measured.maps_images, bootstrap, "right"),
         means(measured.both, measured.images, bootstrap, "both"),
@@ -108,6 +109,7 @@ def localisation_frame(measured: Measured, bootstrap: Bootstrap) -> pd.DataFrame
         means(measured.rho, measured.images, bootstrap, "rho"),
         means(_gains(measured, measured.right), measured.maps_images, bootstrap, "gain"),
         means(_gains(measured, measured.inside), measured.maps_images, bootstrap, "inside_gain"),
+        means(_over_blind(measured), measured.maps_images, bootstrap, "choice"),
     ]
     told = pd.DataFrame(
         {
@@ -129,6 +131,16 @@ def _gains(measured: Measured, values: np.ndarray) -> np.ndarray:
     return gains
 
 
+def _over_blind(measured: Measured) -> np.ndarray:
+    """``right`` less that of the blind setting with the same n; NaN where there is none."""
+    blind = {s.n: i for i, s in enumerate(measured.settings) if s.variant == BLIND}
+    gains = np.full_like(measured.right, np.nan)
+    for i, setting in enumerate(measured.settings):
+        if setting.n in blind and setting.variant != BLIND:
+            gains[:, i] = measured.right[:, i] - measured.right[:, blind[setting.n]]
+    return gains
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """The best setting, chosen on one half of the scenes and measured on the other, both ways."""
@@ -144,7 +156,9 @@ class HeldOut:
 def held_out(measured: Measured, bootstrap: Bootstrap) -> HeldOut | None:
     """To report the best of many n on the scenes that it was the best on would flatter it. None
     without Grad-CAM, without settings or with fewer than two images."""
-    candidates = [i for i, s in enumerate(measured.settings) if np.isfinite(s.n)]
+    candidates = [
+        i for i, s in enumerate(measured.settings) if np.isfinite(s.n) and s.variant != BLIND
+    ]
     images = np.unique(measured.images)
     if measured.plain is None or not candidates or len(images) < 2:
         return None

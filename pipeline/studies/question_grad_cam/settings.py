@@ -6,9 +6,9 @@ from typing import NamedTuple
 from pipeline.dataset import Run
 from schemas.run import Definition
 
-METHOD, PLAIN = "question_grad_cam", "grad_cam"
+METHOD, PLAIN, BLIND = "question_grad_cam", "grad_cam", "picked blindly"
 FLOORS = ("random", "center")
-NAMES = {"row_sum": "row sum", "l2": "L2 norm", "word": "one word", "random": "picked blindly"}
+NAMES = {"row_sum": "row sum", "l2": "L2 norm", "word": "one word", "random": BLIND}
 
 
 class Setting(NamedTuple):

@@ -19,11 +19,13 @@ RIGHT = (
     "masses, and maps without mass, count half."
 )
 BOTH = "Pairs both of whose maps have more mass on their own object."
+CHOICE = "Right objects less those of as many neurons picked blindly, map by map."
 INSIDE = "Share of a map's mass on its own question's object."
 RHO = "Spearman's, cell by cell, over pairs; a constant map has none."
 NO_VALUE = {
     **{f"{name}_reason": "no map has a value" for name in ("right", "both", "inside", "rho")},
     **{f"{name}_reason": "Grad-CAM itself, or none" for name in ("gain", "inside_gain")},
+    "choice_reason": "no setting picks as many neurons blindly",
 }
 
 
@@ -39,6 +41,7 @@ def localisation_table(frame: pd.DataFrame, measured: Measured, bootstrap: Boots
             Column(name="setting", header="setting", kind="text"),
             _share("right", "right object", RIGHT),
             _share("gain", "over Grad-CAM", "The difference, map by map."),
+            _share("choice", "over blind picks", CHOICE),
             _share("both", "both right", BOTH),
             _share("inside", "mass inside", INSIDE),
             _share("inside_gain", "over Grad-CAM", "The difference of the mass inside."),
