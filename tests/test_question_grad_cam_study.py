@@ -28,7 +28,9 @@ from pipeline.studies.question_grad_cam.settings import BLIND, PLAIN, Setting, s
 from pipeline.studies.question_grad_cam.study import question_grad_cam
 from pipeline.studies.question_grad_cam.words import NAMING, word_frame, word_rows
 from pipeline.studies.summary import Bootstrap
+from tests import nets
 from tests.conftest import Recipe
+from workers.models import deeper_lstm
 
 QUICK = Bootstrap(resamples=200)
 SIDE = 16
@@ -324,6 +326,15 @@ def test_a_run_without_the_method_or_its_dataset_says_so(
         world.unlink()
         hidden.rename(world)
     assert told.startswith("The objects' masks cannot be read from the dataset:")
+
+
+def test_a_run_without_right_answers_has_no_pairs(recipe: Recipe, tmp_path: Path) -> None:
+    config = nets.LSTM.model_copy(update={"answers": ("never", "ever")})
+    deeper_lstm.save(deeper_lstm.untrained(config, 0), tmp_path / "lstm.safetensors")
+    model = {"name": "deeper_lstm", "checkpoint": str(tmp_path / "lstm.safetensors")}
+    stages.run(recipe(model=model, methods={"question_grad_cam": {"n": 4}}), tmp_path / "run")
+    (told,) = question_grad_cam(Evidence(Run(tmp_path / "run"), QUICK)).missing
+    assert told.startswith("No two questions of one image have one answer")
 
 
 def test_recipe_has_the_papers_sweep_and_every_variant(root: Path) -> None:

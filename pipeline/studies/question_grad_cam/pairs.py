@@ -67,6 +67,8 @@ def find_pairs(evidence: Evidence) -> Pairs:
     """The run's pairs; ``UserError`` or ``OSError`` where the dataset cannot be read."""
     examples = evidence.examples
     candidates = same_answer(examples)
+    if candidates.empty:
+        return Pairs(candidates, {}, 0, 0)
     wanted = set(candidates["first"]) | set(candidates["second"])
     own = ds.field("question_id").isin(list(wanted))
     rows = evidence.run.table("examples").to_table(filter=own).to_pylist()

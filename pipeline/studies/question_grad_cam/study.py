@@ -98,7 +98,8 @@ def _words(read: Read) -> list[Table]:
     tokens = {int(q): list(words) for q, words in examples["tokens"].items()}
     rows = word_rows(tokens, read.places)
     images = examples["image_id"].to_dict()
-    return [word_table(word_frame(rows, tokens, images, read.pairs, read.evidence.bootstrap))]
+    frame = word_frame(rows, tokens, images, read.pairs, read.evidence.bootstrap)
+    return [] if frame.empty else [word_table(frame)]
 
 
 def _overlays(read: Read, measured: Measured) -> list[Part]:
