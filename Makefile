@@ -4,7 +4,7 @@ PY := .venv/bin/python
 RUN := $(PY) run_pipeline.py
 TORCH_THREADS := OMP_NUM_THREADS=2
 
-.PHONY: demo test lint bench easy-vqa tables demo-model easy-vqa-model clean
+.PHONY: demo test lint bench easy-vqa tables demo-model demo-lstm-model easy-vqa-model clean
 
 demo: .venv/.installed  ## the whole workflow on the embedded world
 	@$(RUN) demo --out runs/demo
@@ -39,6 +39,9 @@ tables: demo easy-vqa  ## the README's tables of methods, from these two runs
 
 demo-model: .venv/.installed  ## train the embedded model again (under an hour on 2 cores)
 	$(TORCH_THREADS) $(PY) -m workers.train demo
+
+demo-lstm-model: .venv/.installed  ## the embedded world's model with a combine layer, likewise
+	$(TORCH_THREADS) $(PY) -m workers.train demo-lstm
 
 easy-vqa-model: .venv/.installed
 	$(TORCH_THREADS) $(PY) -m workers.train easy-vqa

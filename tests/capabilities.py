@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan import obstacle
-from tests import hub
+from tests import hub, nets
 from workers import catalog
 from workers.errors import UserError
 from workers.models import deeper_lstm
 from workers.models.base import VQAModel
-from workers.models.deeper_lstm import DeeperLSTMConfig
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- capabilities -->\n", "<!-- end -->\n"
@@ -29,24 +28,11 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 """Options that make a method cheap; a method that is not here runs with its defaults."""
 Folder = Callable[[str], Path]
-LSTM = DeeperLSTMConfig(
-    trunk="small",
-    channels=(4, 6, 8, 10),
-    image_size=56,
-    pool=3,
-    fully=(12, 9),
-    embedding=7,
-    state=5,
-    combine=11,
-    tokeniser="simple",
-    words=("what", "color", "is", "the", "dog", "UNK"),
-    answers=("red", "blue", "yes"),
-)
 
 
 def lstm(path: Path) -> None:
     """A tiny Deeper LSTM Q + norm I, saved."""
-    deeper_lstm.save(deeper_lstm.untrained(LSTM, 0), path)
+    deeper_lstm.save(deeper_lstm.untrained(nets.LSTM, 0), path)
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {**hub.FAMILIES, "lstm.safetensors": lstm}
@@ -63,6 +49,7 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
     return {
         "kazemi": {"name": "kazemi", "random_seed": 0, "trunk": "small", "image_size": 32},
         "demo": {"name": "demo"},
+        "demo_lstm": {"name": "demo_lstm"},
         "easy_vqa": {"name": "easy_vqa"},
         "deeper_lstm": {"name": "deeper_lstm", "checkpoint": str(folder("lstm.safetensors"))},
         "python: logits": own("Plain"),

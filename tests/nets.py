@@ -23,6 +23,7 @@ from workers.models.base import (
     Words,
     freeze,
 )
+from workers.models.deeper_lstm import DeeperLSTMConfig
 
 HEIGHT, WIDTH = 24, 20
 VOCABULARY = ("what", "colour", "is", "the", "circle", "where")
@@ -32,6 +33,21 @@ QUESTIONS: tuple[Tokens, ...] = (
     ("where",),
     ("is", "the", "circle"),
 )
+
+LSTM = DeeperLSTMConfig(
+    trunk="small",
+    channels=(4, 6, 8, 10),
+    image_size=56,
+    pool=3,
+    fully=(12, 9),
+    embedding=7,
+    state=5,
+    combine=11,
+    tokeniser="simple",
+    words=("what", "color", "is", "the", "circle", "UNK"),
+    answers=("red", "blue", "yes"),
+)
+"""A tiny Deeper LSTM Q + norm I."""
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests import nets
 from tests.reference import deeper_lstm as reference
 from workers import catalog
 from workers.errors import UserError
@@ -19,19 +20,7 @@ from workers.models.deeper_lstm import DeeperLSTM, DeeperLSTMConfig
 from workers.models.specs import PUBLISHED_DEEPER, DeeperLSTMSpec
 from workers.models.tokenisers import nltk, vqa_lstm
 
-CONFIG = DeeperLSTMConfig(
-    trunk="small",
-    channels=(4, 6, 8, 10),
-    image_size=56,
-    pool=3,
-    fully=(12, 9),
-    embedding=7,
-    state=5,
-    combine=11,
-    tokeniser="simple",
-    words=("what", "color", "is", "the", "circle", "UNK"),
-    answers=("red", "blue", "yes"),
-)
+CONFIG = nets.LSTM
 QUESTIONS: list[Tokens] = [
     ("what", "color", "is", "the", "circle"),
     (),

@@ -120,7 +120,7 @@ def test_question_grad_cam_equals_the_literal_replica(
 def test_all_neurons_are_exactly_grad_cam(dtype: torch.dtype, score: str, n: int | str) -> None:
     made = scene(tiny(dtype))
     plain = GradCam(score=score).explain(made).arrays
-    for sensitivity in ("row_sum", "l2", "word"):
+    for sensitivity in ("row_sum", "l2", "word", "random"):
         method = QuestionGradCam(n=n, sensitivity=sensitivity, score=score)
         arrays = method.explain(made).arrays
         for name in ("map", "signed"):
@@ -185,6 +185,19 @@ def test_a_question_alone_on_its_image_shares_nothing(model: DeeperLSTM) -> None
     own, plain = (QuestionGradCam(n=5, not_shared=flag).explain(alone) for flag in (True, False))
     np.testing.assert_array_equal(own.arrays["signed"], plain.arrays["signed"])
     assert own.reasons == {}
+
+
+def test_neurons_picked_blindly_are_the_question_s_own(model: DeeperLSTM) -> None:
+    method, made = QuestionGradCam(n=20, sensitivity="random"), scene(model)
+    drawn = method.explain(made).arrays["sensitivity"]
+    assert drawn.shape == (3, 70)
+    assert len({tuple(row) for row in drawn.tolist()}) == 3
+    assert (drawn >= 0).all()
+    assert (drawn < 1).all()
+    again = method.explain(scene(model, QUESTIONS[1:])).arrays["sensitivity"]
+    np.testing.assert_array_equal(again, drawn[1:])
+    kept = method._chosen(made, torch.from_numpy(np.asarray(drawn)))
+    assert kept.sum(1).tolist() == [20, 20, 20]
 
 
 def test_equal_sensitivities_go_to_the_lower_neuron(model: DeeperLSTM) -> None:

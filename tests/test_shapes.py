@@ -413,3 +413,18 @@ def test_pairs_change_nothing_where_they_are_not_asked_for(tmp_path):
 def test_pairs_need_two_questions():
     with pytest.raises(ValidationError, match="pairs need questions_per_image of 2 or more"):
         WorldConfig(pairs=True, questions_per_image=1)
+
+
+def test_exact_maps_are_the_masks_themselves(tmp_path):
+    config = {"scenes": 2, "questions_per_image": 2, "pairs": True}
+    exact = Shapes(root=tmp_path / "exact", exact=True, **config)
+    for number, example in enumerate(exact.examples()):
+        asked = sample(0, "val2014", number // 2, "standard", 2, pairs=True).asked[number % 2]
+        (given,) = exact.human_maps(example)
+        np.testing.assert_array_equal(given, asked.mask)
+    annotated = Shapes(root=tmp_path / "annotated", **config)
+    for mine, other in zip(exact.examples(), annotated.examples(), strict=True):
+        assert (mine.question, mine.answers) == (other.question, other.answers)
+        assert len(annotated.human_maps(other)) == 3
+    with pytest.raises(UserError, match="exact True, not exact False"):
+        list(Shapes(root=tmp_path / "exact", **config).examples())

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from workers.models import kazemi
+from workers.models import deeper_lstm, kazemi
 from workers.models.kazemi import Kazemi
 from workers.models.specs import WEIGHTS
 from workers.train import (
@@ -18,14 +18,19 @@ from workers.train import (
     Training,
     accuracy,
     answer_shares,
+    as_vectors,
     cell_names,
     crossings,
     easy_vqa_corpus,
     judge,
     logits,
+    pretrain_image,
     pretrain_trunk,
+    seen_by,
     shapes_corpus,
+    small_lstm,
     small_model,
+    things_shown,
     train,
 )
 from workers.world.sample import sample
@@ -121,6 +126,39 @@ def test_cell_names_tell_the_thing_in_the_middle_of_its_cells():
     assert ((hues == 0) == (shapes == 0)).all()
 
 
+def test_things_shown_are_the_scene_s_in_whole_cells():
+    corpus = shapes_corpus(5, "val2014", 6)
+    for number, shown in enumerate(things_shown(corpus).reshape(-1, len(HUES), len(SHAPES))):
+        things = sample(5, "val2014", number, "standard", 6).scene.things
+        named = {(HUES[hue], SHAPES[shape]) for hue, shape in shown.nonzero().tolist()}
+        assert named
+        assert named <= {(thing.color, thing.shape) for thing in things}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_pretraining_the_image_network_leaves_the_first_model_s_trunk(demo, apart):
+    corpus = seen_by(demo, 3, "train2014", 12, "standard")
+    model = small_lstm(demo, corpus, 0)
+    how = Training(epochs=30, batch=6, learning_rate=5e-3)
+    losses = pretrain_image(model, corpus, how, apart)
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    for name, tensor in demo.trunk_net.state_dict().items():
+        assert torch.equal(model.trunk_net.state_dict()[name], tensor), name
+
+
+def test_lstm_is_trained_on_vectors_as_on_images(few, demo):
+    """The image network stays as it was pre-trained, and the head hears the same of both."""
+    model = small_lstm(demo, few, 0).eval()
+    before = {name: tensor.clone() for name, tensor in model.trunk_net.state_dict().items()}
+    vectors = as_vectors(model, few)
+    found, wanted = (logits(model, c, [0, 3], blind=False) for c in (vectors, few))
+    torch.testing.assert_close(found, wanted)
+    losses = train(model, vectors, Training(epochs=20, batch=12, learning_rate=5e-3))
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    after = model.trunk_net.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
 def test_crossings_count_right_and_wrong_by_confidence():
     judged = [
         Judged("color", True, 0.9),
@@ -139,7 +177,7 @@ def test_crossings_count_right_and_wrong_by_confidence():
 # --- the shipped weights --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["demo", "easy_vqa"])
+@pytest.mark.parametrize("name", ["demo", "demo_lstm", "easy_vqa"])
 def test_shipped_weights_are_small(name):
     assert (WEIGHTS / f"{name}.safetensors").stat().st_size < 4_000_000
 
@@ -153,6 +191,12 @@ def test_demo_model_looks_at_the_image(demo, held_out):
     shuffled = replace(held_out, images=held_out.images.roll(1, 0))
     right, wrong = (accuracy(judge(demo, corpus))["all"] for corpus in (held_out, shuffled))
     assert right > wrong + 40
+
+
+def test_demo_lstm_answers_attribute_and_existence_questions_on_fresh_scenes(held_out):
+    model = deeper_lstm.load(WEIGHTS / "demo_lstm.safetensors").eval()
+    judged = [item for item in judge(model, held_out) if item.kind in ATTRIBUTES]
+    assert accuracy(judged)["all"] >= 95
 
 
 def test_demo_examples_have_enough_of_every_outcome(demo):

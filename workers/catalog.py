@@ -45,6 +45,7 @@ from workers.models.huggingface import HuggingFaceSpec
 from workers.models.own import PythonSpec
 from workers.models.specs import (
     DeeperLSTMSpec,
+    DemoLSTMSpec,
     DemoSpec,
     EasyVQASpec,
     KazemiSpec,
@@ -59,6 +60,7 @@ DATASETS: dict[str, type[Dataset]] = {
 }
 MODELS: dict[str, type[ModelSpec]] = {
     "demo": DemoSpec,
+    "demo_lstm": DemoLSTMSpec,
     "easy_vqa": EasyVQASpec,
     "kazemi": KazemiSpec,
     "deeper_lstm": DeeperLSTMSpec,

@@ -24,7 +24,11 @@ import numpy as np
 import torch
 import typer
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    log_softmax,
+)
 
 from schemas.base import Frozen
 from schemas.limits import Limits
@@ -53,6 +57,8 @@ PRETRAINING = 16_000
 
 ADDED = 128
 """Width of the block that the second model adds to the first one's trunk."""
+LOUD = 2.5
+"""Factor on both sides of the combine layer: neurons that begin as near switches take off soon."""
 SOME = 1000
 """Scenes in memory as pixels while their features are computed."""
 
@@ -76,7 +82,8 @@ class Corpus:
     """Images in memory, and each one's questions."""
 
     images: Tensor
-    """uint8 ``(image, 3, y, x)``; or what the first layers make of them, float16."""
+    """uint8 ``(image, 3, y, x)``; or what the first layers make of them, float16; or the vectors
+    ``(image, width)`` that ``as_vectors`` makes of them."""
     items: list[list[Item]]
     cells: Tensor | None = None
     """What each cell shows: hue and shape, 0 for nothing; int64 ``(image, 2, y, x)``."""
@@ -85,7 +92,7 @@ class Corpus:
 
     def first(self, images: int) -> "Corpus":
         cells = None if self.cells is None else self.cells[:images]
-        return Corpus(self.images[:images], self.items[:images], cells)
+        return Corpus(self.images[:images], self.items[:images], cells, self.depth)
 
 
 class Training(Frozen):
@@ -189,19 +196,23 @@ def small_lstm(first: Kazemi, corpus: Corpus, seed: int) -> DeeperLSTM:
             bgr=False,
             mean=tuple(255 * value for value in first.config.mean),
             std=tuple(255 * value for value in first.config.std),
-            pool=3,
+            pool=12,
             fully=(256,),
             embedding=64,
-            state=128,
-            combine=512,
+            state=64,
+            combine=1024,
             dropout=0.0,
             tokeniser=TOKENISER,
             words=(*words, UNKNOWN),
             answers=tuple(answers),
         )
     )
-    with torch.no_grad():  # as in _start_at_unit_scale: the image vector has length one
-        model.image_in.weight *= model.config.fully[-1] ** 0.5
+    with (
+        torch.no_grad()
+    ):  # as in _start_at_unit_scale: an image vector has length one, so has a word
+        model.image_in.weight *= LOUD * model.config.fully[-1] ** 0.5
+        model.question.embedding.weight *= len(words) ** 0.5
+        model.question_in.weight *= LOUD
     known = _layers(first)
     _layers(model)[: len(known)].load_state_dict(known.state_dict())
     return model
@@ -215,13 +226,15 @@ def _layers(model: Trainable) -> nn.Sequential:
 @torch.inference_mode()
 def seen_by(first: Kazemi, seed: int, split: str, scenes: int, difficulty: str) -> Corpus:
     """Scenes as a trained trunk hands them on, drawn and dropped some at a time."""
-    maps, items = [], []
+    maps, cells, items = [], [], []
     for start in range(0, scenes, SOME):
         some = shapes_corpus(seed, split, min(SOME, scenes - start), difficulty, first=start)
         for images in torch.arange(len(some.items)).split(64):
             maps.append(trunk_features(first, some, images.tolist()).half())
+        assert some.cells is not None
+        cells.append(some.cells)
         items += some.items
-    return Corpus(torch.cat(maps), items, depth=len(_layers(first)))
+    return Corpus(torch.cat(maps), items, torch.cat(cells), depth=len(_layers(first)))
 
 
 def _start_at_unit_scale(model: Kazemi) -> None:
@@ -253,6 +266,48 @@ def pretrain_trunk(model: Kazemi, corpus: Corpus, how: Training) -> list[float]:
         return (each * weights).sum() / weights.sum()
 
     return _descend(nn.ModuleList([model.trunk_net, probe]), len(corpus.items), how, loss)
+
+
+def pretrain_image(
+    model: DeeperLSTM, corpus: Corpus, how: Training, apart: bool = False
+) -> list[float]:
+    """Teach the added block and the fully connected layer to name the things of a scene, each by
+    hue and shape, as the published network comes from ImageNet; the probe is thrown away.
+
+    ``apart``: the hues and the shapes that there are, so that which goes with which is not taught.
+    """
+    named = things_shown(corpus)
+    if apart:
+        whole = named.reshape(-1, len(HUES), len(SHAPES))
+        named = torch.cat([whole.amax(2), whole.amax(1)], 1)
+    seen = model.config.fully[-1]
+    probe = nn.Linear(seen, named.shape[1])
+    added = _layers(model)[corpus.depth :]
+
+    def loss(images: list[int]) -> Tensor:
+        features = trunk_features(model, corpus, images)
+        scores = probe(model.image(features) * seen**0.5)
+        return binary_cross_entropy_with_logits(scores, named[images])
+
+    return _descend(nn.ModuleList([added, model.image, probe]), len(named), how, loss)
+
+
+def things_shown(corpus: Corpus) -> Tensor:
+    """Whether any cell shows a thing of this hue and shape: ``(image, hue * shape)``, 0 or 1."""
+    assert corpus.cells is not None
+    hues, shapes = corpus.cells.flatten(2).unbind(1)
+    names = (hues - 1) * len(SHAPES) + shapes  # from 1 on; 0 and less where nothing is
+    shown = torch.zeros(len(names), 1 + len(HUES) * len(SHAPES))
+    return shown.scatter_(1, names.clamp(min=0), 1.0)[:, 1:]
+
+
+@torch.inference_mode()
+def as_vectors(model: DeeperLSTM, corpus: Corpus) -> Corpus:
+    """What the image network makes of the corpus, ``(image, width)``: in Lu et al. too only the
+    question and what follows are trained."""
+    parts = torch.arange(len(corpus.items)).split(256)
+    seen = [model.image(trunk_features(model, corpus, part.tolist())) for part in parts]
+    return Corpus(torch.cat(seen), corpus.items)
 
 
 def train(model: Trainable, corpus: Corpus, how: Training, blind: bool = False) -> list[float]:
@@ -320,6 +375,9 @@ def logits(model: Trainable, corpus: Corpus, images: list[int], blind: bool) -> 
     if blind:
         return model.head(torch.zeros(len(asked), *_blank(model)), states).logits
     repeats = torch.tensor([len(corpus.items[i]) for i in images])
+    if isinstance(model, DeeperLSTM) and corpus.images.ndim == 2:
+        seen = model.image_in(corpus.images[images]).tanh()
+        return model.classify(seen.repeat_interleave(repeats, 0), states)
     features = trunk_features(model, corpus, images).repeat_interleave(repeats, 0)
     return model.head(features, states).logits
 
@@ -427,20 +485,27 @@ def demo(
 @app.command()
 def demo_lstm(
     first: Path = WEIGHTS / "demo.safetensors",
-    out: Path = Path("runs/demo_lstm.safetensors"),
+    out: Path = WEIGHTS / "demo_lstm.safetensors",
     scenes: int = 24_000,
-    epochs: int = 10,
+    epochs: int = 12,
     seed: int = 0,
+    apart: bool = False,
 ) -> None:
-    """A ``deeper_lstm`` of the embedded world, on the first model's trunk; none is shipped."""
+    """The embedded world's ``deeper_lstm``, on the first model's trunk; docs/demo_model.md.
+
+    ``apart``: its image network names hues and shapes apart, not things.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     trained = load(first).eval()
     print(f"drawing {scenes} scenes, and what the trunk of {first.name} makes of them")
     corpus = seen_by(trained, seed, "train2014", scenes, "standard")
-    how = Training(epochs=epochs, batch=32, learning_rate=3e-3, seed=seed)
     model, baseline = (small_lstm(trained, corpus, seed) for _ in range(2))
-    print("training the added block and the head")
-    train(model, corpus, how)
+    print("training the added block to name what the scene shows")
+    once = Training(epochs=2, learning_rate=3e-3, seed=seed)
+    pretrain_image(model, corpus.first(PRETRAINING), once, apart)
+    print("training question, combine layer and answer")
+    how = Training(epochs=epochs, batch=64, learning_rate=8e-3, seed=seed)
+    train(model, as_vectors(model, corpus), how)
     deeper_lstm.save(model, out, torch.float16)
     print("training the question-only baseline")
     train(baseline, corpus, how, blind=True)

@@ -1,4 +1,5 @@
-"""What a study is: tables, figures, panels and findings, made from a run's rows and maps alone.
+"""What a study is: tables, figures, panels and findings, made from a run's rows and maps alone
+(that of question_grad_cam reads the objects' masks from the dataset too).
 
 A study is a function ``Evidence -> Study``, listed in ``pipeline/studies/registry.py``. It
 computes; ``pipeline/report`` writes and draws. What a run does not hold is said in ``missing``,

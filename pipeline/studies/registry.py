@@ -6,6 +6,7 @@ from pipeline.studies.base import Evidence, Study
 from pipeline.studies.faithfulness import faithfulness
 from pipeline.studies.goyal2016.study import study as goyal2016
 from pipeline.studies.overview import overview
+from pipeline.studies.question_grad_cam.study import question_grad_cam
 from pipeline.studies.sanity import sanity
 from pipeline.studies.synthesis import synthesis
 from pipeline.studies.tang_yuan.study import tang_yuan
@@ -17,4 +18,5 @@ STUDIES: dict[str, Callable[[Evidence], Study]] = {
     "tang_yuan": tang_yuan,
     "faithfulness": faithfulness,
     "sanity": sanity,
+    "question_grad_cam": question_grad_cam,
 }

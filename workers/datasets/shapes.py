@@ -12,7 +12,8 @@ from workers.world.files import Places, WorldConfig, write_world
 
 
 class Shapes(WorldConfig, Dataset):
-    """Questions about scenes of three to six coloured shapes, with three attention maps each.
+    """Questions about scenes of three to six coloured shapes, with three attention maps each, or
+    with the exact mask (``exact``).
 
     Under ``root``, a folder on disk, there is one world a split; asking for another configuration
     of the same split is a ``UserError``.

@@ -5,9 +5,11 @@ The sensitivity of the combine layer is computed here; what passes backward from
 ``backward``.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -21,7 +23,7 @@ from workers.methods.relu_rules import record
 from workers.models.base import Capability, Geometry, Tokens, Words
 from workers.sweep.batches import in_batches
 
-Sensitivity = Literal["row_sum", "l2", "word"]
+Sensitivity = Literal["row_sum", "l2", "word", "random"]
 NEURONS = 64
 """Rows of a Jacobian at once."""
 
@@ -48,7 +50,8 @@ class QuestionGradCam(ImageMethod):
     sensitivity: Sensitivity = "row_sum"
     """Of neuron i: ``row_sum`` is ``sum_j d a_i / d q_j``, with its sign; ``l2`` is the norm of
     that row; ``word`` is the row sum over one word's embedding ``w`` before its non-linearity,
-    ``sum_j d a_i / d w_j`` (section 5)."""
+    ``sum_j d a_i / d w_j`` (section 5); ``random`` is a number drawn for the question, so that n
+    neurons are picked blindly: what a choice of neurons must beat (ours)."""
     word: int | Literal["max"] = "max"
     """With ``word``: its position, from the end where negative; ``max`` is the word to which the
     layer is most sensitive, by the norm over all neurons."""
@@ -108,6 +111,8 @@ class QuestionGradCam(ImageMethod):
     def _computed(self, scene: Scene, questions: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         if self.sensitivity == "word":
             return word_sensitivity(scene, questions, self.word)
+        if self.sensitivity == "random":
+            return noise(scene, questions), torch.zeros(len(questions), dtype=torch.long)
         model = combine_model(scene)
         with torch.no_grad():
             states = model.encode(model.words(questions))
@@ -134,6 +139,14 @@ class QuestionGradCam(ImageMethod):
 
 
 NOTHING_OWN = "each of its top neurons is also one of another question of the image"
+
+
+def noise(scene: Scene, questions: Sequence[Tokens]) -> Tensor:
+    """Uniform in [0, 1), ``(question, combine)``: the same for a question wherever it is asked."""
+    neurons = combine_model(scene).geometry.combine
+    seeds = [zlib.crc32(" ".join(question).encode()) for question in questions]
+    drawn = np.stack([np.random.default_rng(seed).random(neurons) for seed in seeds])
+    return torch.from_numpy(drawn).to(scene.features)
 
 
 def row_sums(scene: Scene, states: Tensor) -> Tensor:

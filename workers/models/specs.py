@@ -122,7 +122,10 @@ class _ShippedSpec(ModelSpec):
         path = WEIGHTS / self.file
         if not path.exists():
             raise UserError(f"{path} does not exist; make it with `{self.made_by}`")
-        return freeze(kazemi.load(path).to(device))
+        return freeze(self._read(path).to(device))
+
+    def _read(self, path: Path) -> VQAModel:
+        return kazemi.load(path)
 
 
 class DemoSpec(_ShippedSpec):
@@ -137,3 +140,13 @@ class EasyVQASpec(_ShippedSpec):
 
     file = "easy_vqa.safetensors"
     made_by = "make easy-vqa-model"
+
+
+class DemoLSTMSpec(_ShippedSpec):
+    """The embedded world's model with a combine layer: a small Deeper LSTM Q + norm I."""
+
+    file = "demo_lstm.safetensors"
+    made_by = "make demo-lstm-model"
+
+    def _read(self, path: Path) -> VQAModel:
+        return deeper_lstm.load(path)

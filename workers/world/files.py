@@ -61,6 +61,8 @@ class WorldConfig(Frozen):
     pairs: bool = False
     """Questions come two and two: the same answer about different objects. A scene that allows no
     such pair is drawn again."""
+    exact: bool = False
+    """One map a question, the exact mask of its evidence, in place of three annotators' maps."""
 
     @model_validator(mode="after")
     def _two(self) -> Self:
@@ -75,8 +77,11 @@ class Marker(WorldConfig):
     version: int = VERSION
 
     def text(self) -> str:
-        """As JSON; ``pairs`` only where it is asked for, as in files older than the option."""
-        return self.model_dump_json(indent=1, exclude=None if self.pairs else {"pairs"})
+        """As JSON; an option only where it is asked for, as in files older than the option."""
+        options = {"pairs": self.pairs, "exact": self.exact}
+        return self.model_dump_json(
+            indent=1, exclude={name for name in options if not options[name]}
+        )
 
 
 class Places:
@@ -189,9 +194,10 @@ def _write_maps(places: Places, config: WorldConfig, number: int, drawn: Sample)
     rng = np.random.default_rng([config.seed, STREAMS[config.split], number, MAPS])
     first = (FIRST_IMAGE[config.split] + number) * 10
     for question_id, asked in enumerate(drawn.asked, start=first):
-        for k in range(1, MAPS + 1):
-            picture = Image.fromarray(attention_map(rng, asked.mask))
-            picture.save(places.hat / f"{question_id}_{k}.png")
+        exact = 255 * asked.mask.astype(np.uint8)
+        left = [exact] if config.exact else [attention_map(rng, asked.mask) for _ in range(MAPS)]
+        for k, values in enumerate(left, start=1):
+            Image.fromarray(values).save(places.hat / f"{question_id}_{k}.png")
 
 
 def _write_json(path: Path, content: object) -> None:
