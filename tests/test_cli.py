@@ -197,6 +197,11 @@ def test_run_with_failures_exits_with_one_and_says_what_to_do(
     assert call("status", out).returncode == 0
 
 
+def _listen() -> None:
+    """A shell's background jobs, and their children, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_run_interrupted_says_so_and_goes_on(call: Call, recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = recipe(
@@ -207,7 +212,12 @@ def test_run_interrupted_says_so_and_goes_on(call: Call, recipe: Recipe, tmp_pat
     path = written(config, tmp_path)
     command = [sys.executable, "run_pipeline.py", "run", str(path), "--out", str(out)]
     driver = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_listen,
     )
     while driver.poll() is None and not list((out / "maps").glob("part-*.parquet")):
         time.sleep(0.01)
