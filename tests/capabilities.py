@@ -1,4 +1,5 @@
-"""Which method explains which model: the table in docs/models.md, made from the catalogue.
+"""Which method explains which model: the table in README.md and docs/models.md, made from the
+catalogue.
 
 ``python -m tests.capabilities`` writes it there.
 """
@@ -15,7 +16,8 @@ from workers.errors import UserError
 from workers.models import deeper_lstm
 from workers.models.base import VQAModel
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "models.md"
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "models.md")
 BEGIN, END = "<!-- capabilities -->\n", "<!-- end -->\n"
 SMALL: dict[str, dict[str, Any]] = {
     "occlusion": {"grid": 2},
@@ -81,17 +83,27 @@ def _reason(method: Any, model: VQAModel) -> str | None:
 
 
 def table(found: dict[str, list[str]]) -> str:
-    """Row title -> its methods, as Markdown; methods across, models down."""
-    names = list(catalog.METHODS)
-    lines = [["model", *names], ["---", *[":-:"] * len(names)]]
-    for title, methods in found.items():
-        lines.append([title, *("yes" if name in methods else "" for name in names)])
+    """Row title -> its methods, as Markdown; models down, methods across, those that explain the
+    same models in one column."""
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for name in catalog.METHODS:
+        explained = tuple(title for title, methods in found.items() if name in methods)
+        columns.setdefault(explained, []).append(name)
+    heads = [", ".join(f"`{name}`" for name in names) for names in columns.values()]
+    lines = [["model", *heads], ["---", *[":-:"] * len(heads)]]
+    for title in found:
+        lines.append([title, *("yes" if title in explained else "" for explained in columns)])
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def documented() -> str:
-    """The table that stands in the document."""
-    return DOCUMENT.read_text().partition(BEGIN)[2].partition(END)[0]
+def documented(document: Path) -> str:
+    """The table that stands in a document."""
+    return document.read_text().partition(BEGIN)[2].partition(END)[0]
+
+
+def write(document: Path, text: str) -> None:
+    before, _, rest = document.read_text().partition(BEGIN)
+    document.write_text(before + BEGIN + text + END + rest.partition(END)[2])
 
 
 def main() -> None:
@@ -105,8 +117,8 @@ def main() -> None:
             return made[name]
 
         found = {title: runnable(build(section)) for title, section in rows(folder).items()}
-    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
-    DOCUMENT.write_text(before + BEGIN + table(found) + END + rest.partition(END)[2])
+    for document in DOCUMENTS:
+        write(document, table(found))
 
 
 if __name__ == "__main__":
