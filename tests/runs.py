@@ -1,5 +1,6 @@
-"""Comparing two runs: the same rows, and the same maps to rounding."""
+"""Comparing two runs: the same rows, and the same maps to rounding. Starting one that hears Ctrl-C."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +50,8 @@ def _same_value(mine: object, other: object) -> None:
         assert mine.tolist() == other.tolist()
     else:
         assert mine == other or (pd.isna(mine) and pd.isna(other))
+
+
+def hear_interrupts() -> None:
+    """For a process to be started: a shell's background jobs, and their children, ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

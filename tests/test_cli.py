@@ -17,6 +17,7 @@ from PIL import Image
 from pipeline.cli import main
 from schemas.config import RunConfig
 from tests.conftest import Recipe
+from tests.runs import hear_interrupts
 from workers import catalog
 
 REPOSITORY = Path(__file__).parents[1]
@@ -197,11 +198,6 @@ def test_run_with_failures_exits_with_one_and_says_what_to_do(
     assert call("status", out).returncode == 0
 
 
-def _listen() -> None:
-    """A shell's background jobs, and their children, ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_run_interrupted_says_so_and_goes_on(call: Call, recipe: Recipe, tmp_path: Path) -> None:
     out = tmp_path / "run"
     config = recipe(
@@ -217,7 +213,7 @@ def test_run_interrupted_says_so_and_goes_on(call: Call, recipe: Recipe, tmp_pat
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_listen,
+        preexec_fn=hear_interrupts,
     )
     while driver.poll() is None and not list((out / "maps").glob("part-*.parquet")):
         time.sleep(0.01)

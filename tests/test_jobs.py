@@ -22,6 +22,7 @@ from pipeline.dataset import Run
 from pipeline.executors.environment import prepare
 from pipeline.jobs import SHIPPED, Submission, copy_code, read_submission, record, run_name
 from tests.conftest import Recipe
+from tests.runs import hear_interrupts
 from tests.test_cli import REPOSITORY, Answer
 from workers.errors import UserError
 
@@ -231,7 +232,8 @@ def _interrupted_logs(job: str, address: str, environment: dict[str, str]) -> An
     """``logs`` with a Ctrl-C once the job's log has arrived."""
     command = [sys.executable, "run_pipeline.py", "logs", job, "--address", address]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=REPOSITORY, env=environment, **pipes) as logs:  # type: ignore[call-overload]
+    options = {"cwd": REPOSITORY, "env": environment, "preexec_fn": hear_interrupts}
+    with subprocess.Popen(command, **options, **pipes) as logs:  # type: ignore[call-overload]
         head = logs.stdout.readline()
         wait_for(lambda: "to explain: 24 examples" in logs.stdout.readline())
         logs.send_signal(signal.SIGINT)
