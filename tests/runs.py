@@ -1,4 +1,4 @@
-"""Comparing two runs: the same rows, and the same maps to rounding. Starting one that hears Ctrl-C."""
+"""Comparing two runs: the same rows, and the same maps to rounding. Interrupting one."""
 
 import signal
 from pathlib import Path
