@@ -14,8 +14,16 @@ def test_items_come_in_order_with_their_own_results(depth: int) -> None:
 
 def test_at_most_depth_items_are_prepared_before_they_are_wanted() -> None:
     prepared: list[int] = []
-    stream = ahead(range(9), lambda i: prepared.append(i), 2)
+    two_ahead = threading.Event()
+
+    def prepare(item: int) -> None:
+        prepared.append(item)
+        if item == 2:
+            two_ahead.set()
+
+    stream = ahead(range(9), prepare, 2)
     next(stream)
+    assert two_ahead.wait(60)
     stream.close()
     assert prepared == [0, 1, 2]
 

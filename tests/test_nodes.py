@@ -116,6 +116,9 @@ def test_driver_killed_and_started_again_loses_nothing(
 # --- examples that hang, or kill their process ---------------------------------------------------
 
 
+METRICS = ("examples_done", "maps_done", "examples_per_second", "queue", "batch")
+
+
 @dataclass(frozen=True)
 class Hung:
     """A run with an image at which every worker hangs, and what was seen meanwhile."""
@@ -164,7 +167,7 @@ def _hang(cluster: Nodes, recipe: Recipe, folder: Path) -> Hung:
     said = folder / "second.log"
     second = start("run_pipeline.py", "run", file, "--out", out, log=said)
     read = ""
-    while driver.poll() is None and "vqatlas_maps_done" not in read:
+    while driver.poll() is None and not all(f"vqatlas_{name}" in read for name in METRICS):
         read = cluster.metrics()
     status = wait_for(lambda: second.poll() is not None and second.returncode)
     wait_for(lambda: driver.poll() is not None)
@@ -189,9 +192,7 @@ def test_second_driver_is_refused_and_told_of_the_first(hung: Hung) -> None:
     assert f"process {hung.pid}," in hung.second.read_text()
 
 
-@pytest.mark.parametrize(
-    "name", ["examples_done", "maps_done", "examples_per_second", "queue", "batch"]
-)
+@pytest.mark.parametrize("name", METRICS)
 def test_prometheus_reads_a_run(hung: Hung, name: str) -> None:
     lines = [line for line in hung.metrics.splitlines() if f"vqatlas_{name}" in line]
     values = [float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")]
