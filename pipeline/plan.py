@@ -128,12 +128,6 @@ class Plan:
         )
 
 
-def make_plan(config: RunConfig, out: Path | str | None) -> Plan:
-    """Read the dataset, build the model once, check every pair, list the shards to do."""
-    with uncollected():
-        return _make_plan(config, out)
-
-
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Millions of records hold no cycle: looking for one, over and over, is a third of the time."""
@@ -146,7 +140,9 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _make_plan(config: RunConfig, out: Path | str | None) -> Plan:
+@uncollected()
+def make_plan(config: RunConfig, out: Path | str | None) -> Plan:
+    """Read the dataset, build the model once, check every pair, list the shards to do."""
     dataset = catalog.dataset(config.dataset)
     examples = list(dataset.examples())
     if not examples:

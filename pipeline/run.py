@@ -16,7 +16,13 @@ from pipeline.executors.environment import prepare
 from pipeline.executors.local import LocalExecutor
 from pipeline.journal import Journal
 from pipeline.parts import Layout, check_images, image_digests, lay_out
-from pipeline.plan import evaluation_tasks, make_plan, metric_definitions, retry_tasks
+from pipeline.plan import (
+    evaluation_tasks,
+    make_plan,
+    metric_definitions,
+    retry_tasks,
+    uncollected,
+)
 from pipeline.progress import meter
 from pipeline.recipe import override, parse
 from schemas.config import Resources, RunConfig
@@ -255,6 +261,7 @@ def _bad_row(record: BadRecord) -> FailureRow:
     )
 
 
+@uncollected()
 def stored_layout(config: RunConfig, store: Store) -> Layout:
     """The run's examples and shards, read again from the dataset, which must be the same."""
     examples = list(catalog.dataset(config.dataset).examples())

@@ -129,3 +129,12 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """The URL of a real S3 server, one for each file of tests."""
+    from tests.s3 import served  # and its server, which few tests need
+
+    with served() as url:
+        yield url

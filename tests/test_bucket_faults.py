@@ -17,7 +17,7 @@ from tests.conftest import Recipe
 from tests.faults import SCENES, contents
 from tests.proxy import Fault, Proxy, Rule
 from tests.runs import assert_same_run
-from tests.s3 import BUCKET, reach, served
+from tests.s3 import BUCKET, reach
 from tests.test_faults import STEP
 from workers.errors import UserError
 from workers.objects import OUTAGE
@@ -29,12 +29,6 @@ SAMPLES: dict[str, tuple[Fault, ...]] = {
     "retry compacted": ("reset", "answer lost"),
 }
 """Command -> the faults at its first, middle and last writes: every request takes its time."""
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with served() as url:
-        yield url
 
 
 @pytest.fixture

@@ -19,19 +19,13 @@ import pytest
 from pipeline.verify import verify
 from tests import faults
 from tests.faults import DEATHS, ERRORS, SCENES, assert_between, contents
-from tests.s3 import BUCKET, served
+from tests.s3 import BUCKET
 from workers.objects import Folder
 from workers.store import Store
 
 STEP = int(os.environ.get("VQATLAS_FAULTS", "0"))
 """Every so manieth pair is tried; 0 for a sample of them."""
 REPOSITORY = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with served() as url:
-        yield url
 
 
 # --- files, and processes that die ---------------------------------------------------------------

@@ -215,14 +215,19 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def assert_mended(complete: Path, copy: Path, shards: list[int]) -> None:
+    """By computing these shards again."""
+    assert stages.retry(copy, whole=shards).failed_examples == 0
+    stages.evaluate(copy)
+    assert_sound(copy)
+    assert_same_run(complete, copy)
+
+
 def test_verify_finds_a_flipped_bit_in_a_map_and_retry_mends_it(complete: Path, copy: Path) -> None:
     flip(copy / "maps.zarr" / "saliency" / "map" / "c.1.0.0.0")
     verdict = verify(copy)
     assert verdict.shards == [1]
-    assert stages.retry(copy, whole=verdict.shards).failed_examples == 0
-    stages.evaluate(copy)
-    assert_sound(copy)
-    assert_same_run(complete, copy)
+    assert_mended(complete, copy, verdict.shards)
 
 
 def test_verify_finds_a_lost_map(copy: Path) -> None:
@@ -260,10 +265,7 @@ def test_verify_finds_a_fragment_that_cannot_be_opened_and_retry_mends_it(
     path.write_bytes(harmed[harm])
     verdict = verify(copy)
     assert verdict.shards == [0]
-    assert stages.retry(copy, whole=verdict.shards).failed_examples == 0
-    stages.evaluate(copy)
-    assert_sound(copy)
-    assert_same_run(complete, copy)
+    assert_mended(complete, copy, verdict.shards)
 
 
 def test_verify_finds_orphans(copy: Path) -> None:

@@ -2,7 +2,6 @@
 
 import pickle
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -14,7 +13,7 @@ import pytest
 import zarr
 
 from tests.proxy import Proxy, Rule
-from tests.s3 import BUCKET, reach, served
+from tests.s3 import BUCKET, reach
 from workers.errors import UserError
 from workers.objects import (
     TEMPORARY,
@@ -24,12 +23,6 @@ from workers.objects import (
     check_first_writer_wins,
     open_objects,
 )
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with served() as url:
-        yield url
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -29,7 +29,7 @@ from schemas.limits import Limits
 from tests.conftest import Recipe
 from tests.proxy import Proxy, Rule
 from tests.runs import assert_same_run
-from tests.s3 import BUCKET, reach, served
+from tests.s3 import BUCKET, reach
 from workers import catalog
 from workers.datasets.base import Dataset
 from workers.datasets.folders import Folder
@@ -46,12 +46,6 @@ SPLIT = "val2014"
 METHODS = {"attention": {}, "saliency": {}, "word_gradient": {}}
 PLACES = Places(Path(), SPLIT)
 Section = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with served() as url:
-        yield url
 
 
 def upload(folder: Path, url: str) -> str:
