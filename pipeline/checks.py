@@ -13,7 +13,7 @@ from workers.errors import UserError
 from workers.evaluate import HUMAN, by_metric
 from workers.methods.base import ImageMethod
 from workers.metrics.base import Measure, Metric
-from workers.models.base import VQAModel
+from workers.models.base import Capability, VQAModel
 from workers.models.digest import weights_digest
 from workers.probe import forward_seconds, threads
 
@@ -65,13 +65,24 @@ def subject(config: RunConfig, record: RunRecord) -> VQAModel | None:
 def check_metrics(checks: Mapping[str, Check], model: VQAModel) -> None:
     """Refuse a metric that needs what the model does not provide."""
     for label, check in checks.items():
-        missing = sorted(check.needs - model.provides)
-        if missing:
-            raise UserError(
-                f"metrics.{label} needs {', '.join(missing)}, which model "
-                f"{type(model).__name__} does not provide (it provides "
-                f"{', '.join(sorted(model.provides))}). Remove the metric or choose another model."
-            )
+        if lack := lacking(check.needs, model):
+            raise UserError(f"metrics.{label} {lack} Remove the metric or choose another model.")
+
+
+def lacking(needs: Collection[Capability], model: VQAModel) -> str | None:
+    """What a method or a metric needs and a model does not provide, in a sentence."""
+    missing = sorted(set(needs) - model.provides)
+    if not missing:
+        return None
+    name, provided = type(model).__name__, ", ".join(sorted(model.provides))
+    if Capability.LOGITS in missing and Capability.REGIONS in model.provides:
+        return (
+            f"changes the pixels, and they do not reach model {name}: it sees regions, whose "
+            f"features were computed beforehand (it provides {provided})."
+        )
+    return (
+        f"needs {', '.join(missing)}, which model {name} does not provide (it provides {provided})."
+    )
 
 
 def labels(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.checks import Cost, check_metrics, costs, image_methods, labels
+from pipeline.checks import Cost, check_metrics, costs, image_methods, labels, lacking
 from pipeline.parts import Layout, lay_out
 from pipeline.progress import clock
 from schemas.config import RunConfig
@@ -211,13 +211,8 @@ def check_capabilities(methods: dict[str, Method], model: VQAModel) -> None:
 
 def obstacle(method: Method, model: VQAModel) -> str | None:
     """Why a method cannot explain a model, and the remedy; None where it can."""
-    missing = sorted(method.needs - model.provides)
-    if missing:
-        return (
-            f"needs {', '.join(missing)}, which model {type(model).__name__} does not provide (it "
-            f"provides {', '.join(sorted(model.provides))}). Remove the method or choose another "
-            "model."
-        )
+    if lack := lacking(method.needs, model):
+        return f"{lack} Remove the method or choose another model."
     arrays = method.arrays(model.geometry) if isinstance(method, ImageMethod) else ()
     if model.geometry.varies and any(spec.pixels for spec in arrays):
         return (

@@ -33,8 +33,11 @@ PATHS = (
     ("model", "checkpoint"),
     ("model", "trunk_checkpoint"),
     ("model", "answers_file"),
+    ("model", "dictionary"),
+    ("model", "features"),
 )
-"""Options that are paths of the recipe's author, relative to the working directory, or URLs."""
+"""Options that are paths of the recipe's author, or lists of them, relative to the working
+directory, or URLs."""
 FOLDERS = (("model", "path"),)
 """Options that are such paths where a folder of that name is there, and names of the Hub else."""
 
@@ -73,8 +76,13 @@ def _absolute(data: dict[str, Any]) -> dict[str, Any]:
     for section, key in (*PATHS, *FOLDERS):
         options = data.get(section)
         value = options.get(key) if isinstance(options, dict) else None
-        if isinstance(value, str) and ((section, key) in PATHS or is_folder(value)):
-            data[section] = {**data[section], key: _anywhere(section, key, value)}
+        if isinstance(value, list) and all(isinstance(path, str) for path in value):
+            own: Any = [_anywhere(section, key, path) for path in value]
+        elif isinstance(value, str) and ((section, key) in PATHS or is_folder(value)):
+            own = _anywhere(section, key, value)
+        else:
+            continue
+        data[section] = {**data[section], key: own}
     return data
 
 

@@ -1,5 +1,6 @@
 """One picture and one question, no store and no Ray."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -55,13 +56,15 @@ def explain(
     methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     answer: str | None = None,
     device: str = "auto",
+    image_id: int | None = None,
 ) -> Explanation:
     """Explain one answer by every method asked for; by all that suit the model where none is.
 
     ``model`` is a catalogue name (``"demo"``), a ``.safetensors`` file of the Kazemi-Elqursh
     family, a recipe's model section, or a built model; ``image`` a file, ``s3://bucket/key`` or
     upright uint8 RGB ``(y, x, 3)``; ``methods`` names, or label -> options; ``answer`` the answer
-    to explain in place of the prediction.
+    to explain in place of the prediction. ``image_id`` is the number under which a model of
+    regions finds the image's; by default the one that ends the file's name, as in COCO's.
     """
     built = _model(model, device)
     methods = suitable(built) if methods is None else methods
@@ -69,7 +72,7 @@ def explain(
         methods if isinstance(methods, Mapping) else {name: {} for name in methods}
     )
     check_capabilities(chosen, built)
-    scene, frame = _scene(built, image, question, answer)
+    scene, frame = _scene(built, image, question, answer, image_id)
     scene.gradients = wants_gradients(chosen.values())
     passes = sum(method.passes(built.geometry) for method in chosen.values())
     if passes * forward_seconds(built, scene.batch) > WORTH_SECONDS:
@@ -114,11 +117,15 @@ def _model(model: str | Mapping[str, Any] | VQAModel, device: str) -> VQAModel:
 
 
 def _scene(
-    model: VQAModel, image: str | Path | np.ndarray, question: str, answer: str | None
+    model: VQAModel,
+    image: str | Path | np.ndarray,
+    question: str,
+    answer: str | None,
+    image_id: int | None,
 ) -> tuple[Scene, Frame]:
     """The one-question scene; its last row explains the answer asked for."""
     pixels = image if isinstance(image, np.ndarray) else decode(image, LIMITS)
-    canvas, frame = model.prepare(pixels)
+    seen = model.see(pixels, _number(image) if image_id is None else image_id)
     tokens = model.tokenise(question)
     check_question(question, tokens, model.known, LIMITS)
     index = model.answer_index(answer)
@@ -130,12 +137,20 @@ def _scene(
         )
     scene = Scene(
         model=model,
-        canvas=canvas.to(model.device),
+        canvas=seen.canvas,
+        regions=seen.regions,
         questions=[tokens],
         question_ids=[0],
         truths=[index],
     )
-    return scene, frame
+    return scene, seen.frame
+
+
+def _number(image: str | Path | np.ndarray) -> int | None:
+    """42 of ``COCO_val2014_000000000042.jpg``, None where no number ends the name."""
+    name = "" if isinstance(image, np.ndarray) else Path(image).stem
+    found = re.search(r"\d{1,18}$", name)
+    return int(found[0]) if found else None
 
 
 def _arrays(method: Method, result: Maps, row: int) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan import obstacle
-from tests import hub, nets
+from tests import hub, nets, region_files
 from workers import catalog
 from workers.errors import UserError
 from workers.models import deeper_lstm
@@ -37,7 +37,11 @@ def lstm(path: Path) -> None:
     deeper_lstm.save(deeper_lstm.untrained(nets.LSTM, 0), path)
 
 
-MAKERS: dict[str, Callable[[Path], None]] = {**hub.FAMILIES, "lstm.safetensors": lstm}
+MAKERS: dict[str, Callable[[Path], None]] = {
+    **hub.FAMILIES,
+    "lstm.safetensors": lstm,
+    "updn": region_files.updn,
+}
 """What makes each checkpoint."""
 
 
@@ -62,6 +66,7 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
             title: hub.section(name, folder(name), image_size=48)
             for title, name in squashed.items()
         },
+        "updn": region_files.section(folder("updn")),
     }
 
 

@@ -33,6 +33,7 @@ from workers.methods.gradients import (
 )
 from workers.methods.occlusion import Occlusion
 from workers.methods.question_grad_cam import QuestionGradCam
+from workers.methods.regions import RegionAttention, RegionGradient, RegionOcclusion
 from workers.methods.rise import RISE
 from workers.methods.words import WordGradient, WordOcclusion
 from workers.metrics.base import Measure
@@ -50,6 +51,7 @@ from workers.models.specs import (
     EasyVQASpec,
     KazemiSpec,
 )
+from workers.models.updn import UpDnSpec
 
 DATASETS: dict[str, type[Dataset]] = {
     "shapes": Shapes,
@@ -66,6 +68,7 @@ MODELS: dict[str, type[ModelSpec]] = {
     "deeper_lstm": DeeperLSTMSpec,
     "python": PythonSpec,
     "huggingface": HuggingFaceSpec,
+    "updn": UpDnSpec,
 }
 METHODS: dict[str, type[Method]] = {
     "occlusion": Occlusion,
@@ -84,6 +87,9 @@ METHODS: dict[str, type[Method]] = {
     "attention": Attention,
     "random": Random,
     "center": Center,
+    "region_occlusion": RegionOcclusion,
+    "region_gradient": RegionGradient,
+    "region_attention": RegionAttention,
     "word_occlusion": WordOcclusion,
     "word_gradient": WordGradient,
 }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.explain import Failed, guarded
-from workers.models.base import Capability, Tokens, VQAModel
+from workers.models.base import Capability, RegionModel, Tokens, VQAModel
 
 SHORT, LONG = "what is this", "what is the colour of the thing on the left of this one"
 
@@ -27,17 +27,18 @@ class Check:
 
 @dataclass(frozen=True)
 class Probe:
-    """A model, two canvases ``(2, 3, y, x)`` of pictures it has never seen, two questions."""
+    """A model, two canvases ``(2, 3, y, x)`` of pictures it has never seen, or the regions of two,
+    and two questions."""
 
     model: VQAModel
-    canvases: Tensor
+    seen: Tensor
     short: Tokens
     long: Tokens
 
     def ask(self, images: Sequence[int], questions: Sequence[Tokens]) -> Tensor:
         """Logits ``(n, answer)``; the model gets copies, which it may overwrite."""
         with torch.no_grad():
-            return self.model.logits(self.canvases[list(images)].clone(), list(questions))
+            return self.model.logits(self.seen[list(images)].clone(), list(questions))
 
     def equal(self, a: Tensor, b: Tensor) -> tuple[bool, str]:
         """Whether two tensors of logits are equal but for rounding, and how far apart they are."""
@@ -66,15 +67,26 @@ def check_model(model: VQAModel) -> list[Check]:
 
 
 def make_probe(model: VQAModel) -> Probe:
-    """Two pictures of one shape, wider than tall: coarse colours under grain."""
-    canvases = []
-    for seed in (1, 2):
-        drawn = np.random.default_rng(seed)
-        coarse = drawn.integers(0, 256, (6, 8, 3)).repeat(40, 0).repeat(40, 1)
-        grain = drawn.integers(-20, 21, coarse.shape)
-        canvas, _ = model.prepare((coarse + grain).clip(0, 255).astype(np.uint8))
-        canvases.append(canvas.to(model.device, model.dtype))
-    return Probe(model, torch.stack(canvases), model.tokenise(SHORT), model.tokenise(LONG))
+    """Two images that the model has never seen."""
+    draw = _regions if isinstance(model, RegionModel) else _picture
+    seen = [draw(model, np.random.default_rng(seed)) for seed in (1, 2)]
+    seen = [one.to(model.device, model.dtype) for one in seen]
+    return Probe(model, torch.stack(seen), model.tokenise(SHORT), model.tokenise(LONG))
+
+
+def _picture(model: VQAModel, drawn: np.random.Generator) -> Tensor:
+    """The canvas of a picture that is wider than tall: coarse colours under grain."""
+    coarse = drawn.integers(0, 256, (6, 8, 3)).repeat(40, 0).repeat(40, 1)
+    grain = drawn.integers(-20, 21, coarse.shape)
+    return model.prepare((coarse + grain).clip(0, 255).astype(np.uint8))[0]
+
+
+def _regions(model: VQAModel, drawn: np.random.Generator) -> Tensor:
+    """Boxes anywhere, with features as a detector's last ReLU gives them: none below zero."""
+    geometry = model.geometry
+    corners = np.sort(drawn.random((geometry.regions, 2, 2)), 1).reshape(-1, 4)
+    features = np.abs(drawn.normal(size=(geometry.regions, geometry.region_channels)))
+    return torch.from_numpy(np.concatenate([corners, features], 1))
 
 
 def _concerns(name: str, model: VQAModel) -> bool:
@@ -148,31 +160,32 @@ def _question_matters(probe: Probe) -> tuple[bool, str]:
 
 
 def _input_kept(probe: Probe) -> tuple[bool, str]:
-    given = probe.canvases.clone()
+    given = probe.seen.clone()
     with torch.no_grad():
         probe.model.logits(given, [probe.short] * 2)
-    kept = torch.equal(given, probe.canvases)
+    kept = torch.equal(given, probe.seen)
     return kept, "left as it was" if kept else "the images were overwritten"
 
 
 def _gradients(probe: Probe) -> tuple[bool, str]:
-    canvas = probe.canvases[:1].clone().requires_grad_()
+    seen = probe.seen[:1].clone().requires_grad_()
     with torch.enable_grad():
-        best = probe.model.logits(canvas.clone(), [probe.short]).max()
-    (gradient,) = torch.autograd.grad(best, canvas)
+        best = probe.model.logits(seen.clone(), [probe.short]).max()
+    (gradient,) = torch.autograd.grad(best, seen)
     size = float(gradient.abs().max())
-    return bool(gradient.isfinite().all()) and size > 0, f"up to {size:.1e} at the pixels"
+    where = "regions" if isinstance(probe.model, RegionModel) else "pixels"
+    return bool(gradient.isfinite().all()) and size > 0, f"up to {size:.1e} at the {where}"
 
 
 def _parts_agree(probe: Probe) -> tuple[bool, str]:
     """The parts that sweeps use, and the model's own ``logits`` where a user's class has both."""
     model = probe.model
-    all_at_once = model.answers_to_all(probe.canvases.clone(), [probe.short, probe.long])
+    all_at_once = model.answers_to_all(probe.seen.clone(), [probe.short, probe.long])
     own = getattr(getattr(model, "own", None), "logits", None)
     asked = [probe.short, probe.long]
     strings = [" ".join(tokens) for tokens in asked]
     with torch.no_grad():
-        whole = own(probe.canvases.clone(), strings) if own else probe.ask([0, 1], asked)
+        whole = own(probe.seen.clone(), strings) if own else probe.ask([0, 1], asked)
     passed, apart = probe.equal(all_at_once[[0, 1], [0, 1]], whole)
     return passed, f"parts and whole {apart}"
 

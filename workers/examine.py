@@ -143,10 +143,12 @@ class Examiner:
     def _clean(self, examples: Sequence[Example]) -> Scene:
         """The image and its questions, answered once."""
         model = self.subject.model
-        canvas, _ = model.prepare(decode(examples[0].image, self.config.limits))
+        image = decode(examples[0].image, self.config.limits)
+        seen = model.see(image, examples[0].image_id)
         scene = Scene(
             model=model,
-            canvas=canvas.to(model.device),
+            canvas=seen.canvas,
+            regions=seen.regions,
             questions=[model.tokenise(example.question) for example in examples],
             question_ids=[example.question_id for example in examples],
             truths=[None] * len(examples),

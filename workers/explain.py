@@ -7,13 +7,11 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from schemas.arrays import ArraySpec
 from schemas.base import Frozen
 from schemas.config import RunConfig
 from schemas.example import Example
-from schemas.frame import Frame
 from schemas.shard import Task, by_image
 from workers import catalog
 from workers.ahead import ahead
@@ -23,7 +21,7 @@ from workers.fidelity import approximation, engine_options
 from workers.images import decode
 from workers.ledger import Entry, Inexact, Ledger
 from workers.methods.base import ImageMethod, Maps, Method, Row, Scene, WordMethod, WordScores
-from workers.models.base import Capability, Tokens, VQAModel
+from workers.models.base import Capability, Seen, Tokens, VQAModel
 from workers.questions import check_question
 from workers.store import Store
 from workers.sweep.engine import Engine
@@ -107,8 +105,8 @@ class Explainer:
             ledger.restore(self.store, self.store.definitions(["image", "words"]))
         images = by_image(task.wanted)
         decode = partial(self._decoded, task, images, careful)
-        for image_id, prepared in ahead(images, decode, 0 if careful else AHEAD):
-            self._explain_image(ledger, images[image_id], prepared)
+        for image_id, seen in ahead(images, decode, 0 if careful else AHEAD):
+            self._explain_image(ledger, images[image_id], seen)
 
     def _allocate(self, ledger: Ledger) -> None:
         for label in ledger.task.labels:
@@ -119,30 +117,27 @@ class Explainer:
 
     def _decoded(
         self, task: Task, images: Mapping[int, list[Example]], careful: bool, image_id: int
-    ) -> "tuple[Tensor, Frame] | Failed":
+    ) -> "Seen | Failed":
         """After a worker has died at this shard its images go one by one, each noted first."""
         if careful:
             self.crashes.breadcrumb(task.shard.number, image_id)
         return guarded(lambda: self._prepare(task, image_id, images[image_id][0]))
 
     def _explain_image(
-        self, ledger: Ledger, examples: list[Example], prepared: "tuple[Tensor, Frame] | Failed"
+        self, ledger: Ledger, examples: list[Example], seen: "Seen | Failed"
     ) -> None:
-        if isinstance(prepared, Failed):
+        if isinstance(seen, Failed):
             for example in examples:
-                ledger.fail(example, "decode", prepared.error)
+                ledger.fail(example, "decode", seen.error)
             return
         asked = [(e, t) for e in examples if (t := self._tokens(ledger, e)) is not None]
         if asked:
-            self._explain_scene(ledger, *prepared, asked)
+            self._explain_scene(ledger, seen, asked)
 
-    def _prepare(self, task: Task, image_id: int, example: Example) -> tuple[Tensor, Frame]:
+    def _prepare(self, task: Task, image_id: int, example: Example) -> Seen:
         if image_id in task.skip:
             raise BadExample(f"image {image_id}: the worker process died twice at this image")
-        canvas, frame = self.model.prepare(decode(example.image, self.config.limits))
-        if self.model.device.type == "cuda":
-            canvas = canvas.pin_memory()
-        return canvas.to(self.model.device, non_blocking=True), frame
+        return self.model.see(decode(example.image, self.config.limits), image_id)
 
     def _tokens(self, ledger: Ledger, example: Example) -> Tokens | None:
         tokens = guarded(lambda: self._checked_tokens(example))
@@ -156,33 +151,35 @@ class Explainer:
         check_question(example.question, tokens, self.model.known, self.config.limits)
         return tokens
 
-    def _explain_scene(self, ledger: Ledger, canvas: Tensor, frame: Frame, asked: Asked) -> None:
+    def _explain_scene(self, ledger: Ledger, seen: Seen, asked: Asked) -> None:
         """All questions of an image at once; should that fail, each alone, so that a bad question
         does not take its neighbours down."""
         beside = self._image_questions(ledger.images[asked[0][0].image_id])
-        scene = self._scene(ledger.task.labels, canvas, asked, beside)
+        scene = self._scene(ledger.task.labels, seen, asked, beside)
         rows = guarded(lambda: _checked_rows(scene))
         if isinstance(rows, Failed):
             if len(asked) == 1:
                 ledger.fail(asked[0][0], "clean pass", rows.error)
             for one in asked if len(asked) > 1 else ():
-                self._explain_scene(ledger, canvas, frame, [one])
+                self._explain_scene(ledger, seen, [one])
             return
         for q, (example, tokens) in enumerate(asked):
-            ledger.asked(example, frame, tokens, scene, q)
+            ledger.asked(example, seen.frame, tokens, scene, q)
         for label in ledger.task.labels if scene.rows else ():
-            self._explain_by(ledger, label, scene, asked)
+            self._explain_by(ledger, label, seen, scene, asked)
         self.batch = scene.batch  # what has not fitted once is not tried again
 
-    def _explain_by(self, ledger: Ledger, label: str, scene: Scene, asked: Asked) -> None:
+    def _explain_by(
+        self, ledger: Ledger, label: str, seen: Seen, scene: Scene, asked: Asked
+    ) -> None:
         start = time.perf_counter()
         result = guarded(lambda: explain_scene(self.methods[label], scene))
         if isinstance(result, Failed):
             if len(asked) == 1:
                 ledger.fail(asked[0][0], "explain", result.error, label)
             for one in asked if len(asked) > 1 else ():
-                alone = self._scene([label], scene.canvas, [one], scene.image_questions)
-                self._explain_by(ledger, label, alone, [one])
+                alone = self._scene([label], seen, [one], scene.image_questions)
+                self._explain_by(ledger, label, seen, alone, [one])
             return
         seconds = (time.perf_counter() - start) / max(1, len(scene.rows))
         for r, row in enumerate(scene.rows):
@@ -198,13 +195,14 @@ class Explainer:
     def _scene(
         self,
         labels: Sequence[str],
-        canvas: Tensor,
+        seen: Seen,
         asked: Asked,
         image_questions: Mapping[int, Tokens] | None,
     ) -> Scene:
         return Scene(
             model=self.model,
-            canvas=canvas,
+            canvas=seen.canvas,
+            regions=seen.regions,
             questions=[tokens for _, tokens in asked],
             question_ids=[example.question_id for example, _ in asked],
             truths=[self.model.answer_index(example.truth) for example, _ in asked],

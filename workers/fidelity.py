@@ -60,12 +60,13 @@ def _pairs(
     exact: Engine,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The example's maps and the exact ones, one pair a target."""
-    canvas, _ = model.prepare(decode(example.image, config.limits))
+    seen = model.see(decode(example.image, config.limits), example.image_id)
 
     def maps(by: ImageMethod, engine: Engine) -> np.ndarray:
         scene = Scene(
             model=model,
-            canvas=canvas.to(model.device),
+            canvas=seen.canvas,
+            regions=seen.regions,
             questions=[model.tokenise(example.question)],
             question_ids=[example.question_id],
             truths=[model.answer_index(example.truth)],

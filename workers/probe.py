@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from workers.models.base import SplitModel, VQAModel
+from workers.models.base import RegionModel, SplitModel, VQAModel
 
 
 @contextmanager
@@ -24,18 +24,25 @@ def threads(count: int) -> Iterator[None]:
 def forward_seconds(model: VQAModel, batch: int) -> float:
     """Seconds a single image's forward pass takes inside a batch, on the model's device."""
     batch = min(batch, 4)
-    geometry = model.geometry
-    size = (batch, 3, geometry.input_height, geometry.input_width)
-    canvas = torch.full(size, 128.0, device=model.device, dtype=model.dtype)
-    _pass(model, canvas[:1])
+    seen = torch.stack([_gray(model)] * batch).to(model.device, model.dtype)
+    _pass(model, seen[:1])
     start = time.perf_counter()
-    _pass(model, canvas)
+    _pass(model, seen)
     return (time.perf_counter() - start) / batch
 
 
-def _pass(model: VQAModel, canvas: torch.Tensor) -> None:
+def _gray(model: VQAModel) -> torch.Tensor:
+    """A gray canvas ``(3, y, x)``, or as many regions as there may be, each the whole image."""
+    geometry = model.geometry
+    if isinstance(model, RegionModel):
+        whole = torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(geometry.regions, 4)
+        return torch.cat([whole, torch.ones(geometry.regions, geometry.region_channels)], 1)
+    return torch.full((3, geometry.input_height, geometry.input_width), 128.0)
+
+
+def _pass(model: VQAModel, seen: torch.Tensor) -> None:
     if isinstance(model, SplitModel):
-        features = model.trunk(model.normalise(canvas))
+        features = model.trunk(model.normalise(seen))
     else:
-        features = model.logits(canvas, [model.tokenise("what is this")] * len(canvas))
+        features = model.logits(seen, [model.tokenise("what is this")] * len(seen))
     features.sum().item()

@@ -98,6 +98,7 @@ def scene_like(
     other = Scene(
         model=model or scene.model,
         canvas=scene.canvas if canvas is None else canvas,
+        regions=scene.regions,
         questions=scene.questions,
         question_ids=scene.question_ids,
         truths=scene.truths,

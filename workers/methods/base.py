@@ -14,7 +14,15 @@ from torch import Tensor
 from schemas.arrays import ArraySpec
 from schemas.base import Frozen
 from workers.methods.relu_rules import Trace, record
-from workers.models.base import Capability, Geometry, HeadOutput, SplitModel, Tokens, VQAModel
+from workers.models.base import (
+    Capability,
+    Geometry,
+    HeadOutput,
+    RegionModel,
+    SplitModel,
+    Tokens,
+    VQAModel,
+)
 
 if TYPE_CHECKING:
     from workers.sweep.engine import Engine
@@ -56,6 +64,8 @@ class Scene:
     image_questions: Mapping[int, Tokens] | None = None
     """Every question that the image has, by its id, whichever of them are to be explained; those
     of the scene where not given."""
+    regions: Tensor | None = None
+    """What a model of regions sees in place of the canvas, ``(region, 4 + channel)``."""
     shared: dict[object, object] = field(default_factory=dict)
     """Results methods leave for one another, keyed by what was computed."""
 
@@ -70,6 +80,18 @@ class Scene:
         """The model as a late-fusion one; the plan has checked that it is."""
         assert isinstance(self.model, SplitModel)
         return self.model
+
+    @property
+    def region_model(self) -> RegionModel:
+        """The model as one of regions; the plan has checked that it is."""
+        assert isinstance(self.model, RegionModel)
+        return self.model
+
+    @property
+    def seen(self) -> Tensor:
+        """The image as ``logits`` take it, ``(1, ...)``: its canvas, or its regions."""
+        seen = self.canvas if self.regions is None else self.regions
+        return seen[None].to(self.model.dtype)
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -107,8 +129,7 @@ class Scene:
     def output(self) -> HeadOutput:
         """Clean logits and attention of every question."""
         if Capability.SPLIT not in self.model.provides:
-            canvas = self.canvas[None].to(self.model.dtype)
-            return HeadOutput(self.model.answers_to_all(canvas, self.questions)[0])
+            return HeadOutput(self.model.answers_to_all(self.seen, self.questions)[0])
         return self.answer(self.states)
 
     def answer(self, states: Tensor) -> HeadOutput:

@@ -14,7 +14,7 @@ from workers.models.base import Capability, Geometry
 
 Reduction = Literal["abs_max", "abs_sum", "sum"]
 
-PIXELS = frozenset({Capability.GRADIENTS})
+PIXELS = frozenset({Capability.LOGITS, Capability.GRADIENTS})
 FEATURES = frozenset({Capability.SPLIT, Capability.GRADIENTS, Capability.FEATURE_MAP})
 
 

@@ -18,6 +18,7 @@ class WordOcclusion(WordMethod):
     the answer that each shorter question gets.
     """
 
+    needs: ClassVar[frozenset[Capability]] = frozenset()
     score: Score = "probability"
 
     def explain(self, scene: Scene) -> WordScores:
@@ -51,7 +52,8 @@ def drop_each(question: Tokens) -> list[Tokens]:
 def _answer(scene: Scene, questions: list[Tokens]) -> Tensor:
     """Logits ``(n, answer)`` of n questions on the clean image; a split model's trunk is spared."""
     if Capability.SPLIT not in scene.model.provides:
-        return scene.model.logits(scene.canvas.expand(len(questions), -1, -1, -1), questions)
+        seen = scene.seen
+        return scene.model.logits(seen.expand(len(questions), *seen.shape[1:]), questions)
     return scene.answer(scene.split.encode(scene.split.words(questions))).logits
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from schemas.base import Frozen
 from schemas.frame import Frame
+from workers.errors import BadExample
 
 Tokens = tuple[str, ...]
 
@@ -22,22 +23,26 @@ class Capability(StrEnum):
     """What a model can be asked for; a method's ``needs`` is compared with it at plan time."""
 
     LOGITS = "logits"
-    """``logits(canvas, questions)``: every model."""
+    """``logits(canvas, questions)``: every model that looks at pixels."""
     SPLIT = "split"
     """``trunk`` / ``words`` / ``encode`` / ``head``: late fusion, the trunk is question-free."""
     GRADIENTS = "gradients"
     """Logits are differentiable with respect to the canvas; of a split model, trunk and head with
-    respect to pixels, features and embeddings."""
+    respect to pixels, features and embeddings; of a model of regions, with respect to those."""
     FEATURE_MAP = "feature_map"
     """The trunk's output is the last convolutional feature map, ``(n, channel, y, x)``."""
     ATTENTION = "attention"
-    """The head returns its own attention over the feature map's cells."""
+    """The head returns its own attention over the feature map's cells, or over the regions."""
     COMBINE = "combine"
     """The head fuses image and question in one layer and answers from that layer alone."""
+    REGIONS = "regions"
+    """``logits(regions, questions)``: the model sees regions, their features computed beforehand;
+    what is painted on the canvas does not reach it."""
 
 
 class Geometry(Frozen):
-    """Sizes a plan needs before any image is read: input, feature map, glimpses, combine layer."""
+    """Sizes a plan needs before any image is read: input, feature map, glimpses, combine layer,
+    regions."""
 
     input_height: int
     input_width: int
@@ -48,6 +53,10 @@ class Geometry(Frozen):
     feature_width: int = 0
     glimpses: int = 0
     combine: int = 0
+    regions: int = 0
+    """Regions an image has at most."""
+    region_channels: int = 0
+    """Features of each."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,24 @@ class Words:
 @dataclass(frozen=True)
 class HeadOutput:
     """``logits (n, answer)`` and, where the model has it, ``attention (n, glimpse, y, x)``."""
+
+    logits: Tensor
+    attention: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image as a model takes it: ``canvas (3, y, x)`` and the frame it shows, and of a model of
+    regions ``regions (region, 4 + channel)`` as ``RegionModel`` has them."""
+
+    canvas: Tensor
+    frame: Frame
+    regions: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RegionOutput:
+    """``logits (n, answer)`` and, where the model has it, ``attention (n, region)``."""
 
     logits: Tensor
     attention: Tensor | None = None
@@ -85,6 +112,17 @@ class VQAModel(nn.Module, ABC):
     @abstractmethod
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
         """Upright uint8 RGB ``(y, x, 3)`` -> canvas ``(3, y, x)`` on the CPU, and its frame."""
+
+    def see(self, image: np.ndarray, image_id: int | None = None) -> Seen:
+        """All that a scene needs of an image, its tensors on the model's device."""
+        canvas, frame = self.prepare(image)
+        return Seen(self._moved(canvas), frame)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """On the model's device; nothing waits for a copy to a GPU."""
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     @abstractmethod
     def tokenise(self, question: str) -> Tokens:
@@ -187,6 +225,45 @@ class CombineModel(SplitModel):
 
     def head(self, features: Tensor, states: Tensor) -> HeadOutput:
         return HeadOutput(self.answer_from_combine(self.combine(features, states)))
+
+
+class RegionModel(VQAModel):
+    """A model that sees regions in place of pixels: rectangles that a detector has found, with
+    features that were computed beforehand. Its canvas is the photo, for people alone.
+
+    ``regions (n, region, 4 + channel)`` are rows of ``x1, y1, x2, y2``, fractions of the photo, and
+    features. A row without an area (zeros) is no region: it has no influence.
+    """
+
+    provides: frozenset[Capability] = frozenset({Capability.REGIONS, Capability.GRADIENTS})
+
+    @abstractmethod
+    def regions(self, image_id: int, height: int, width: int) -> Tensor:
+        """Those of an image, ``(region, 4 + channel)`` on the CPU, rows of zeros at the end where
+        it has fewer than others; the photo is of this size."""
+
+    @abstractmethod
+    def answer(self, regions: Tensor, questions: Sequence[Tokens]) -> RegionOutput:
+        """Regions ``(n, region, 4 + channel)`` and n token sequences."""
+
+    def see(self, image: np.ndarray, image_id: int | None = None) -> Seen:
+        if image_id is None:
+            raise BadExample(
+                f"{type(self).__name__} sees regions, which are stored by the image's number, and "
+                "none was given; give image_id"
+            )
+        canvas, frame = self.prepare(image)
+        regions = self.regions(image_id, *image.shape[:2])
+        return Seen(self._moved(canvas), frame, self._moved(regions))
+
+    def logits(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
+        """In place of canvases it takes ``regions (n, region, 4 + channel)``."""
+        return self.answer(canvas, questions).logits
+
+
+def present(regions: Tensor) -> Tensor:
+    """Which rows of ``(..., region, 4 + channel)`` are regions, ``(..., region)``."""
+    return (regions[..., 2] > regions[..., 0]) & (regions[..., 3] > regions[..., 1])
 
 
 class ModelSpec(Frozen, ABC):

@@ -41,6 +41,12 @@ def vqa_lstm(question: str) -> Tokens:
     return tuple(part for part in parts if part not in ("", " ", "\n"))
 
 
+def updn(question: str) -> Tokens:
+    """The words of hengyuan-hu/bottom-up-attention-vqa: lower case without commas and question
+    marks, a possessive's ``'s`` apart."""
+    return tuple(question.lower().replace(",", "").replace("?", "").replace("'s", " 's").split())
+
+
 def simple(question: str) -> Tokens:
     """Lower-case words between white space and punctuation."""
     return tuple(re.sub(r"[^\w\s]", " ", question.lower()).split())

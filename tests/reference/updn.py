@@ -1,0 +1,66 @@
+"""hengyuan-hu/bottom-up-attention-vqa's ``baseline0_newatt`` from the facts about it alone: one
+image, one question, float64, on the state_dict as it was saved."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+Weights = Mapping[str, np.ndarray]
+
+
+def normed(w: Weights, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Weight normalisation with one scale for the whole matrix, and the bias."""
+    g, v = w[f"module.{name}.weight_g"], w[f"module.{name}.weight_v"]
+    return g * v / np.sqrt((v**2).sum()), w[f"module.{name}.bias"]
+
+
+def linear(w: Weights, name: str, x: np.ndarray) -> np.ndarray:
+    weight, bias = normed(w, name)
+    return weight @ x + bias
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def gru(w: Weights, inputs: list[np.ndarray]) -> np.ndarray:
+    """The state after the last word; gates in the order reset, update, new."""
+    names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    wi, wh, bi, bh = (w[f"module.q_emb.rnn.{name}"] for name in names)
+    h = np.zeros(wh.shape[1])
+    for x in inputs:
+        ir, iz, i_new = np.split(wi @ x + bi, 3)
+        hr, hz, h_new = np.split(wh @ h + bh, 3)
+        r, z = sigmoid(ir + hr), sigmoid(iz + hz)
+        h = (1 - z) * np.tanh(i_new + r * h_new) + z * h
+    return h
+
+
+def tokens(word2idx: Mapping[str, int], question: str) -> list[int]:
+    """Fourteen numbers, padding in front; unknown words are padding too."""
+    text = question.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    own = [word2idx.get(word, len(word2idx)) for word in text.split()][:14]
+    return [len(word2idx)] * (14 - len(own)) + own
+
+
+def logits(
+    weights: Weights, word2idx: Mapping[str, int], features: np.ndarray, question: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of the answers and the attention over regions; ``features (region, channel)``."""
+    w = {name: value.astype(np.float64) for name, value in weights.items()}
+    embedding = w["module.w_emb.emb.weight"]
+    q = gru(w, [embedding[i] for i in tokens(word2idx, question)])
+    asked = relu(linear(w, "v_att.q_proj.main.0", q))
+    energies = []
+    for v in features.astype(np.float64):
+        seen = relu(linear(w, "v_att.v_proj.main.0", v))
+        energies.append(linear(w, "v_att.linear", seen * asked)[0])
+    attention = np.exp(energies) / np.exp(energies).sum()
+    image = sum(a * v for a, v in zip(attention, features.astype(np.float64), strict=True))
+    joint = relu(linear(w, "q_net.main.0", q)) * relu(linear(w, "v_net.main.0", image))
+    hidden = relu(linear(w, "classifier.main.0", joint))
+    return linear(w, "classifier.main.3", hidden), attention

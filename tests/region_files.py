@@ -1,0 +1,122 @@
+"""Small files of regions and of models that see them, laid out as the real ones are."""
+
+import base64
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+
+REGIONS, CHANNELS = 6, 8
+HEIGHT, WIDTH = 90, 120
+IMAGES = (1, 42, 7)
+WORDS = ("what", "is", "the", "colour", "of", "this", "red", "dog", "color", "'s")
+ANSWERS = ("yes", "no", "red", "two dogs")
+
+
+class Detected(NamedTuple):
+    """Boxes in pixels ``(region, 4)`` and features ``(region, channel)`` of one image."""
+
+    boxes: np.ndarray
+    features: np.ndarray
+
+
+def detected(image_id: int, regions: int = REGIONS) -> Detected:
+    """Boxes anywhere in an image of ``WIDTH`` x ``HEIGHT``, features as after a ReLU."""
+    drawn = np.random.default_rng(image_id)
+    corners = np.sort(drawn.random((regions, 2, 2)), 1).reshape(-1, 4)
+    boxes = corners * [WIDTH, HEIGHT, WIDTH, HEIGHT]
+    features = np.maximum(drawn.normal(0.5, 1, (regions, CHANNELS)), 0)
+    return Detected(boxes.astype(np.float32), features.astype(np.float32))
+
+
+def write_hdf5(path: Path, images: Mapping[int, Detected], spatial: bool = True) -> Path:
+    """``{split}36.hdf5`` and its index, rows in the order of the images."""
+    found = list(images.values())
+    boxes = np.stack([one.boxes for one in found])
+    sides = np.array([WIDTH, HEIGHT] * 2)
+    size = (boxes[..., 2:] - boxes[..., :2]) / sides[:2]
+    with h5py.File(path, "w") as file:
+        file["image_features"] = np.stack([one.features for one in found])
+        file["image_bb"] = boxes
+        if spatial:
+            file["spatial_features"] = np.concatenate([boxes / sides, size], 2).astype(np.float32)
+    index = {image: row for row, image in enumerate(images)}
+    path.with_name(f"{path.stem}_imgid2idx.pkl").write_bytes(pickle.dumps(index, protocol=0))
+    return path
+
+
+def write_tsv(path: Path, images: Mapping[int, Detected], lxmert: bool = False) -> Path:
+    """Six columns as bottom-up-attention has them, or LXMERT's ten."""
+    lines = []
+    for image, (boxes, features) in images.items():
+        arrays = [str(len(boxes)), encoded(boxes), encoded(features)]
+        columns = [str(image), str(WIDTH), str(HEIGHT)]
+        if lxmert:
+            classes = [encoded(np.zeros(len(boxes), kind)) for kind in ("<i8", "<f4") * 2]
+            columns = [f"COCO_val2014_{image:012d}", str(HEIGHT), str(WIDTH), *classes]
+        lines.append("\t".join([*columns, *arrays]))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def encoded(array: np.ndarray) -> str:
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def updn_weights(words: int = len(WORDS)) -> dict[str, torch.Tensor]:
+    """A state_dict of ``baseline0_newatt`` as DataParallel saved it."""
+    drawn = torch.Generator().manual_seed(3)
+    hidden, embedding = 10, 5
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=drawn)
+
+    layers = {
+        "v_att.v_proj.main.0": (hidden, CHANNELS),
+        "v_att.q_proj.main.0": (hidden, hidden),
+        "v_att.linear": (1, hidden),
+        "q_net.main.0": (hidden, hidden),
+        "v_net.main.0": (hidden, CHANNELS),
+        "classifier.main.0": (2 * hidden, hidden),
+        "classifier.main.3": (len(ANSWERS), 2 * hidden),
+    }
+    found = {
+        "w_emb.emb.weight": matrix(words + 1, embedding),
+        "q_emb.rnn.weight_ih_l0": matrix(3 * hidden, embedding),
+        "q_emb.rnn.weight_hh_l0": matrix(3 * hidden, hidden),
+        "q_emb.rnn.bias_ih_l0": matrix(3 * hidden),
+        "q_emb.rnn.bias_hh_l0": matrix(3 * hidden),
+    }
+    for name, shape in layers.items():
+        found[f"{name}.bias"] = matrix(shape[0]) * 0.3
+        found[f"{name}.weight_g"] = torch.tensor(4.0 + len(name) % 3)
+        found[f"{name}.weight_v"] = matrix(*shape)
+    return {f"module.{name}": tensor for name, tensor in found.items()}
+
+
+def updn(folder: Path) -> None:
+    """Everything a recipe of ``updn`` names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(updn_weights(), folder / "model.pth")
+    dictionary = [{word: i for i, word in enumerate(WORDS)}, list(WORDS)]
+    (folder / "dictionary.pkl").write_bytes(pickle.dumps(dictionary, protocol=2))
+    (folder / "label2ans.pkl").write_bytes(pickle.dumps(list(ANSWERS), protocol=0))
+    (folder / "label2ans.json").write_text(json.dumps(ANSWERS))
+    write_hdf5(folder / "val36.hdf5", {image: detected(image) for image in IMAGES})
+
+
+def section(folder: Path, **options: object) -> dict[str, Any]:
+    """A recipe's model section."""
+    return {
+        "name": "updn",
+        "checkpoint": str(folder / "model.pth"),
+        "dictionary": str(folder / "dictionary.pkl"),
+        "answers_file": str(folder / "label2ans.pkl"),
+        "features": str(folder / "val36.hdf5"),
+        **options,
+    }

@@ -1,0 +1,63 @@
+"""What models of stored regions share: the photo as canvas, regions by image, files of answers."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from schemas.frame import Frame
+from workers.errors import UserError
+from workers.models.base import Geometry, RegionModel
+from workers.models.pickles import read_plain
+from workers.models.preprocessing import Crop, to_canvas
+from workers.models.regions import RegionFeatures
+
+TYPICAL = (480, 640)
+"""Height and width of a photo, for the sizes that a plan needs."""
+
+
+class StoredRegionModel(RegionModel):
+    """A model whose regions are read from files. Its canvas is the whole photo, scaled down to
+    ``longest`` pixels the longer side where it is larger; the answers do not depend on it."""
+
+    def __init__(self, features: RegionFeatures, longest: int) -> None:
+        super().__init__()
+        self.stored, self.longest = features, longest
+        canvas, _ = self.prepare(np.zeros((*TYPICAL, 3), np.uint8))
+        self.geometry = Geometry(
+            input_height=canvas.shape[1],
+            input_width=canvas.shape[2],
+            varies=True,
+            regions=features.regions,
+            region_channels=features.channels,
+        )
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
+        height, width = image.shape[:2]
+        scale = min(1.0, self.longest / max(height, width))
+        tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+        crop = Crop(top=0, left=0, bottom=tall, right=wide, resized_height=tall, resized_width=wide)
+        return to_canvas(image, crop), crop.frame(height, width)
+
+    def regions(self, image_id: int, height: int, width: int) -> Tensor:
+        return self.stored.of(image_id, height, width)
+
+
+def read_labels(path: Path, count: int, remedy: str) -> tuple[str, ...]:
+    """The answers in the order of the logits' ``count`` columns, from a JSON list (as LXMERT's
+    ``trainval_label2ans.json``), a pickled one, or a text file with one a line."""
+    plain = path.suffix in (".json", ".pkl")
+    labels = read_plain(path, remedy) if plain else _lines(path, remedy)
+    strings = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not strings or len(set(labels)) < len(labels):
+        raise UserError(f"{path} is not a list of strings, each there once; {remedy}")
+    if len(labels) != count:
+        raise UserError(f"{path} has {len(labels)} answers, the model has {count}; {remedy}")
+    return tuple(labels)
+
+
+def _lines(path: Path, remedy: str) -> list[str]:
+    try:
+        return path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({error}); {remedy}") from None

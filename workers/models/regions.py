@@ -1,0 +1,351 @@
+"""Regions of images, detected and turned into features beforehand: their files, read by image."""
+
+import base64
+import binascii
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workers.errors import BadExample, UserError
+from workers.models.pickles import read_plain
+
+SLACK = 0.005
+"""How far a box may reach beyond the image, as a part of its side, and is cut off: detectors
+round."""
+SHAPE = 0.02
+"""How much the shapes of the photo and of the image that was detected in may differ."""
+SAMPLE = 2**20
+"""Bytes at each end of a file that go into its digest; the files are of tens of gigabytes."""
+INDEXES = ("{}_imgid2idx.json", "{}_imgid2idx.pkl", "{}_imgid2img.json", "{}_imgid2img.pkl")
+"""Beside ``train36.hdf5`` lies ``train36_imgid2idx.pkl``: image number -> row."""
+FIELDS = ("img_id", "img_w", "img_h", "num_boxes", "boxes", "features")
+DETECTED = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
+LXMERT_FIELDS = ("img_id", "img_h", "img_w", *DETECTED, "num_boxes", "boxes", "features")
+COLUMNS = {len(LXMERT_FIELDS): LXMERT_FIELDS, len(FIELDS): FIELDS}
+"""Of the two kinds of TSV, told apart by their number of columns."""
+FLOATS = {np.dtype("float16"), np.dtype("float32"), np.dtype("float64")}
+
+
+class Found(NamedTuple):
+    """What a detector has found: ``boxes (n, 4)``, x1, y1, x2, y2 in pixels of an image of
+    ``height`` and ``width`` (1 and 1 where they are fractions already), and
+    ``features (n, channel)``."""
+
+    boxes: np.ndarray
+    features: np.ndarray
+    height: float
+    width: float
+
+
+class FeatureFile(ABC):
+    """One file of regions."""
+
+    path: Path
+    places: Mapping[int, int]
+    """Image number -> where in the file it is."""
+    regions: int
+    """The most that an image has."""
+    channels: int
+
+    @abstractmethod
+    def read(self, image_id: int, height: int, width: int) -> Found:
+        """Of an image that is in the file; the photo is of this size."""
+
+
+class HDF5File(FeatureFile):
+    """``{split}36.hdf5`` of hengyuan-hu/bottom-up-attention-vqa: ``image_features (image, region,
+    channel)``, and boxes as fractions, ``spatial_features (image, region, 6)``, or in pixels,
+    ``image_bb (image, region, 4)``. ``{split}36_imgid2idx.pkl`` (or ``.json``) beside it has the
+    rows of the images."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = _opened(path)
+        self.features = self._dataset("image_features", None)
+        images, self.regions, self.channels = self.features.shape
+        if "spatial_features" in self.file:
+            self.boxes, self.fractions = self._dataset("spatial_features", 6), True
+        else:
+            self.boxes, self.fractions = self._dataset("image_bb", 4), False
+        if self.boxes.shape[:2] != (images, self.regions):
+            raise UserError(
+                f"{path}: boxes are there for {list(self.boxes.shape[:2])} images and regions, "
+                f"features for {[images, self.regions]}; copy or make the file again"
+            )
+        self.places = read_index(path, images)
+
+    def _dataset(self, name: str, columns: int | None) -> Any:
+        found = self.file.get(name)
+        shape: tuple[int, ...] = getattr(found, "shape", ())
+        if len(shape) != 3 or shape[2] != (columns or shape[2]) or found.dtype not in FLOATS:
+            has = ", ".join(f"{k} {list(getattr(v, 'shape', ()))}" for k, v in self.file.items())
+            wanted = f"(image, region, {columns or 'channel'})"
+            raise UserError(
+                f"{self.path}: no dataset {name!r} of floats {wanted}; it has {has or 'none'}. "
+                "Give a file with a fixed number of regions for each image, as {split}36.hdf5"
+            )
+        return found
+
+    def read(self, image_id: int, height: int, width: int) -> Found:
+        row = self.places[image_id]
+        sides = (1.0, 1.0) if self.fractions else (float(height), float(width))
+        try:
+            return Found(self.boxes[row][:, :4], self.features[row], *sides)
+        except OSError as error:
+            raise BadExample(
+                f"{self.path}: row {row}, image {image_id}, cannot be read ({error!s:.200}); copy "
+                "the file again"
+            ) from error
+
+
+def _opened(path: Path) -> Any:
+    try:
+        import h5py
+    except ModuleNotFoundError:
+        raise UserError(
+            f"{path}: reading HDF5 needs h5py, which is not installed; pip install "
+            "'vqatlas[regions]'"
+        ) from None
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be opened as HDF5 ({error!s:.200}); give the path of a feature file, "
+            "or copy it again"
+        ) from None
+
+
+def read_index(path: Path, images: int) -> dict[int, int]:
+    """Image number -> row, from the file beside ``path`` that its name tells."""
+    names = [name.format(path.stem) for name in INDEXES]
+    beside = [path.with_name(name) for name in names if path.with_name(name).exists()]
+    if not beside:
+        raise UserError(
+            f"{path} does not say whose regions it holds: there is none of {', '.join(names)} "
+            f"in {path.parent}; put that index beside it"
+        )
+    remedy = "give the index that was written with the features: {image_id: row}"
+    index = read_plain(beside[0], remedy)
+    rows = {_whole(key): row for key, row in index.items()} if isinstance(index, dict) else {}
+    wrong = [(k, r) for k, r in rows.items() if k is None or type(r) is not int]
+    beyond = [(k, r) for k, r in rows.items() if type(r) is int and not 0 <= r < images]
+    if not rows or wrong or beyond or len(rows) < len(index):
+        shown = (wrong or beyond or ["no entries"])[0]
+        raise UserError(
+            f"{beside[0]} is not a mapping of image numbers to rows 0 to {images - 1} of {path} "
+            f"(it has {shown}); {remedy}"
+        )
+    return {key: row for key, row in rows.items() if key is not None}
+
+
+def _whole(key: object) -> int | None:
+    """An image's number; JSON has it as text."""
+    if isinstance(key, str) and re.fullmatch(r"\d{1,18}", key):
+        return int(key)
+    return key if type(key) is int else None
+
+
+class TSVFile(FeatureFile):
+    """A text file with a line for each image, arrays in base64: the six columns of
+    bottom-up-attention (``image_id, image_w, image_h, num_boxes, boxes, features``) or the ten of
+    LXMERT. It is read through once, to learn where each image's line is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.places: dict[int, int] = {}
+        self.regions = self.channels = 0
+        try:
+            with path.open("rb") as file:
+                self._index(file)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}); give the path of a feature file"
+            ) from None
+        if not self.places:
+            raise UserError(f"{path} has no lines; copy it again")
+
+    def _index(self, file: Any) -> None:
+        start = 0
+        for number, line in enumerate(file, 1):
+            fields = self._fields(line, f"line {number}")
+            image, count = _image_number(fields["img_id"]), _whole(fields["num_boxes"].decode())
+            if image is None or not count:
+                raise UserError(
+                    f"{self.path}: line {number} is about image {fields['img_id'][:40]!r} with "
+                    f"{fields['num_boxes'][:40]!r} boxes; both should be numbers. Make it again"
+                )
+            if image in self.places:
+                raise UserError(
+                    f"{self.path}: line {number}: image {image} is there twice; keep one line of it"
+                )
+            self.places[image] = start
+            self.regions = max(self.regions, count)
+            self.channels = self.channels or _bytes_of(fields["features"]) // 4 // count
+            start += len(line)
+
+    def _fields(self, line: bytes, where: str) -> dict[str, bytes]:
+        parts = line.rstrip(b"\r\n").split(b"\t")
+        if len(parts) not in COLUMNS:
+            raise UserError(
+                f"{self.path}: {where} has {len(parts)} columns separated by tabs, where "
+                f"{' or '.join(map(str, sorted(COLUMNS)))} are known; give a file as "
+                "bottom-up-attention or LXMERT wrote it"
+            )
+        return dict(zip(COLUMNS[len(parts)], parts, strict=True))
+
+    def read(self, image_id: int, height: int, width: int) -> Found:
+        with self.path.open("rb") as file:
+            file.seek(self.places[image_id])
+            fields = self._fields(file.readline(), f"image {image_id}")
+        boxes = self._array(image_id, fields, "boxes", 4)
+        features = self._array(image_id, fields, "features", self.channels)
+        sides = [_whole(fields[name].decode("latin1")) for name in ("img_h", "img_w")]
+        if not all(sides):
+            raise BadExample(
+                f"{self.path}: image {image_id} is said to be {fields['img_w'][:20]!r} x "
+                f"{fields['img_h'][:20]!r} pixels; make the file again"
+            )
+        return Found(boxes, features, *(float(side or 0) for side in sides))
+
+    def _array(
+        self, image_id: int, fields: Mapping[str, bytes], name: str, columns: int
+    ) -> np.ndarray:
+        """float32 ``(num_boxes, columns)``."""
+        rows = int(fields["num_boxes"])
+        try:
+            data = base64.b64decode(fields[name], validate=True)
+        except binascii.Error as error:
+            raise BadExample(
+                f"{self.path}: image {image_id}: its {name} are not base64 ({error}); copy the "
+                "file again"
+            ) from None
+        if len(data) != 4 * rows * columns:
+            raise BadExample(
+                f"{self.path}: image {image_id} has {len(data)} bytes of {name}, {rows} boxes of "
+                f"{columns} float32 have {4 * rows * columns}; copy the file again"
+            )
+        return np.frombuffer(data, "<f4").reshape(rows, columns)
+
+
+def _image_number(name: bytes) -> int | None:
+    """42 of ``42`` and of ``COCO_val2014_000000000042``."""
+    found = re.search(rb"(?:^|_)(\d{1,18})$", name)
+    return int(found[1]) if found else None
+
+
+def _bytes_of(text: bytes) -> int:
+    """That a base64 text stands for."""
+    return len(text) // 4 * 3 - text[-2:].count(b"=")
+
+
+class RegionFeatures:
+    """Regions of images by number, from one file or several (training and validation, say)."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.files = [_file(path) for path in paths]
+        self.regions = max(file.regions for file in self.files)
+        self.channels = self.files[0].channels
+        self._refuse_strangers()
+
+    def _refuse_strangers(self) -> None:
+        for i, file in enumerate(self.files):
+            if file.channels != self.channels:
+                raise UserError(
+                    f"{file.path} has {file.channels} features a region, {self.files[0].path} has "
+                    f"{self.channels}; give files of one detector"
+                )
+            for other in self.files[:i]:
+                if shared := file.places.keys() & other.places.keys():
+                    raise UserError(
+                        f"{other.path} and {file.path} both have image {min(shared)} and "
+                        f"{len(shared) - 1} more; keep one of them"
+                    )
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of each file's length and of a MiB at each of its ends, and of its index."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            size = file.path.stat().st_size
+            digest.update(f"\n{size} {len(file.places)}\n".encode())
+            with file.path.open("rb") as data:
+                digest.update(data.read(SAMPLE))
+                data.seek(max(0, size - SAMPLE))
+                digest.update(data.read(SAMPLE))
+            places = np.array(sorted(file.places.items()), np.int64)
+            digest.update(places.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def of(self, image_id: int, height: int, width: int) -> Tensor:
+        """``(region, 4 + channel)`` float32, rows of zeros at the end where an image has fewer than
+        others; boxes are fractions. ``BadExample`` where they are not there or make no sense."""
+        file = next((file for file in self.files if image_id in file.places), None)
+        if file is None:
+            known = sum(len(file.places) for file in self.files)
+            names = ", ".join(str(file.path) for file in self.files)
+            raise BadExample(
+                f"image {image_id} is not among the {known} images of {names}; add the feature "
+                "file that has it to model.features"
+            )
+        found = file.read(image_id, height, width)
+        where = f"{file.path}: image {image_id}"
+        _check_shape(where, found, height, width)
+        rows = torch.zeros(self.regions, 4 + self.channels)
+        rows[: len(found.boxes), :4] = torch.from_numpy(_fractions(where, found))
+        rows[: len(found.boxes), 4:] = torch.from_numpy(_finite(where, found.features))
+        return rows
+
+
+def _file(path: Path) -> FeatureFile:
+    if path.suffix.lower() in (".hdf5", ".h5"):
+        return HDF5File(path)
+    if path.suffix.lower() == ".tsv":
+        return TSVFile(path)
+    raise UserError(f"model.features: {path} is no .hdf5, .h5 or .tsv file; give one of those")
+
+
+def _check_shape(where: str, found: Found, height: int, width: int) -> None:
+    """A photo of another shape, turned or cropped, has its regions elsewhere."""
+    if (found.height, found.width) == (1, 1):
+        return
+    ratio = found.width / found.height * height / width
+    if abs(ratio - 1) > SHAPE:
+        raise BadExample(
+            f"{where}: regions were detected in {found.width:g} x {found.height:g} pixels, the "
+            f"photo has {width} x {height}, another shape; give the image that was detected in"
+        )
+
+
+def _fractions(where: str, found: Found) -> np.ndarray:
+    """Boxes as fractions ``(n, 4)`` in float32, once each is a rectangle inside the image."""
+    sides = np.array([found.width, found.height] * 2)
+    with np.errstate(invalid="ignore"):
+        boxes = (np.asarray(found.boxes, np.float64) / sides).astype(np.float32)
+        bad = ~np.isfinite(boxes).all(1) | (boxes < -SLACK).any(1) | (boxes > 1 + SLACK).any(1)
+        cut = boxes.clip(0, 1)
+        bad |= ~((cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1]))
+    if bad.any():
+        first = int(bad.argmax())
+        x1, y1, x2, y2 = (float(v) for v in found.boxes[first])
+        raise BadExample(
+            f"{where}: {int(bad.sum())} of {len(boxes)} boxes are no rectangles inside the image, "
+            f"first box {first}: x {x1:g} to {x2:g}, y {y1:g} to {y2:g} of {found.width:g} x "
+            f"{found.height:g}; detect its regions again"
+        )
+    return cut
+
+
+def _finite(where: str, features: np.ndarray) -> np.ndarray:
+    bad = int((~np.isfinite(features)).sum())
+    if bad:
+        raise BadExample(
+            f"{where}: {bad} of {features.size} features are not finite; compute them again"
+        )
+    return features.astype(np.float32)

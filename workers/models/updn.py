@@ -1,0 +1,235 @@
+"""Bottom-up and top-down attention (Anderson et al. 2018; Teney et al. 2018), as
+hengyuan-hu/bottom-up-attention-vqa has it: its default model, ``baseline0_newatt``."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+
+from schemas.base import Frozen
+from workers.errors import UserError
+from workers.models.base import (
+    Capability,
+    ModelSpec,
+    RegionModel,
+    RegionOutput,
+    Tokens,
+    VQAModel,
+    freeze,
+    present,
+)
+from workers.models.checkpoints import load_weights, read_state_dict
+from workers.models.pickles import read_plain
+from workers.models.region_model import StoredRegionModel, read_labels
+from workers.models.regions import RegionFeatures
+from workers.models.tokenisers import updn
+
+LENGTH = 14
+"""Words of a question: what is longer is cut, what is shorter is padded in front."""
+REMEDY = (
+    "give model.pth of hengyuan-hu/bottom-up-attention-vqa, trained as baseline0_newatt (its "
+    "layers are weight-normed: NAME.weight_g and NAME.weight_v here make NAME.weight)"
+)
+DICTIONARY = "give dictionary.pkl of bottom-up-attention-vqa, a list of word2idx and idx2word"
+LABELS = "give trainval_label2ans.pkl, written when the model was trained"
+Files = Annotated[
+    tuple[Path, ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, str | Path) else given),
+]
+"""One path or several."""
+
+
+class UpDnConfig(Frozen):
+    """What decides the logits beside the weights."""
+
+    words: tuple[str, ...]
+    features: str
+    """``RegionFeatures.digest``."""
+
+
+class UpDn(StoredRegionModel):
+    """``q`` the last state of a GRU over the words, ``a = softmax_r w(W_v v_r * W_q q)`` over the
+    regions, ``logits = c(W q * W sum_r a_r v_r)``, every layer weight-normed and with a ReLU but
+    the last of each (Anderson et al. 2018, section 3.2, with the repository's product in place of
+    a concatenation).
+
+    Parameters have the repository's names; ``nn.Linear`` holds what weight normalisation gives.
+    Padding words count, as there: each question has ``LENGTH`` of them.
+    """
+
+    provides = RegionModel.provides | {Capability.ATTENTION}
+    config: UpDnConfig
+
+    def __init__(
+        self,
+        config: UpDnConfig,
+        answers: Sequence[str],
+        sizes: Mapping[str, int],
+        features: RegionFeatures,
+        longest: int,
+    ) -> None:
+        super().__init__(features, longest)
+        self.config, self.answers = config, tuple(answers)
+        self.numbers = {word: i for i, word in enumerate(config.words)}
+        hidden, channels = sizes["hidden"], features.channels
+        self.w_emb = nn.ModuleDict({"emb": nn.Embedding(len(config.words) + 1, sizes["embedding"])})
+        self.q_emb = nn.ModuleDict({"rnn": nn.GRU(sizes["embedding"], hidden, batch_first=True)})
+        self.v_att = nn.ModuleDict(
+            {
+                "v_proj": _relu(channels, sizes["attention"]),
+                "q_proj": _relu(hidden, sizes["attention"]),
+                "linear": nn.Linear(sizes["attention"], 1),
+            }
+        )
+        self.q_net = _relu(hidden, sizes["joint"])
+        self.v_net = _relu(channels, sizes["joint"])
+        self.classifier = _classifier(sizes["joint"], sizes["classifier"], len(answers))
+
+    def tokenise(self, question: str) -> Tokens:
+        """At most ``LENGTH`` words: the model sees no more."""
+        return updn(question)[:LENGTH]
+
+    def known(self, token: str) -> bool:
+        return token in self.numbers
+
+    def answer(self, regions: Tensor, questions: Sequence[Tokens]) -> RegionOutput:
+        features, states = regions[..., 4:], self.encode(questions)
+        product = self.v_att["v_proj"](features) * self.v_att["q_proj"](states)[:, None]
+        attention = softmax_of(self.v_att["linear"](product)[..., 0], present(regions))
+        seen = (attention[..., None] * features).sum(1)
+        joint = self.q_net(states) * self.v_net(seen)
+        return RegionOutput(self.classifier(joint), attention)
+
+    def encode(self, questions: Sequence[Tokens]) -> Tensor:
+        """Token sequences -> the GRU's last states ``(n, state)``."""
+        padding = len(self.numbers)
+        ids = torch.full((len(questions), LENGTH), padding)
+        for row, question in zip(ids, questions, strict=True):
+            own = [self.numbers.get(word, padding) for word in question[:LENGTH]]
+            row[LENGTH - len(own) :] = torch.tensor(own, dtype=torch.long)
+        return self.q_emb["rnn"](self.w_emb["emb"](ids.to(self.device)))[0][:, -1]
+
+
+def softmax_of(values: Tensor, kept: Tensor) -> Tensor:
+    """Softmax ``(n, region)`` over those that are kept, 0 elsewhere; all 0 where none is kept."""
+    lowest = torch.finfo(values.dtype).min
+    return values.masked_fill(~kept, lowest).softmax(-1) * kept
+
+
+class Layers(nn.Module):
+    """Layers one after another, under the repository's name for them."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.main(values)
+
+
+def _relu(inputs: int, outputs: int) -> Layers:
+    return Layers(nn.Linear(inputs, outputs), nn.ReLU())
+
+
+def _classifier(joint: int, hidden: int, answers: int) -> Layers:
+    return Layers(nn.Linear(joint, hidden), nn.ReLU(), nn.Dropout(0.5), nn.Linear(hidden, answers))
+
+
+class UpDnSpec(ModelSpec):
+    """A model of hengyuan-hu/bottom-up-attention-vqa and the regions of the images it is asked
+    about, all by files."""
+
+    checkpoint: Path
+    """``model.pth``: its state_dict, with or without DataParallel's prefix."""
+    dictionary: Path
+    """``dictionary.pkl``, or the same as ``.json``: a list of word2idx and idx2word."""
+    answers_file: Path
+    """``trainval_label2ans.pkl``, or the same as ``.json``."""
+    features: Files = Field(min_length=1)
+    """``{train,val}36.hdf5`` with their indexes beside them, or TSV files."""
+    longest: int = Field(448, ge=8)
+    """The longer side at most of the picture that people see; no answer depends on it."""
+
+    def build(self, device: torch.device) -> VQAModel:
+        weights = folded(read_state_dict(self.checkpoint), self.checkpoint)
+        sizes = {name: _length(weights, *axis, self.checkpoint) for name, axis in SIZES.items()}
+        words = read_dictionary(self.dictionary, sizes["words"] - 1, self.checkpoint)
+        answers = read_labels(self.answers_file, sizes["answers"], LABELS)
+        features = RegionFeatures(self.features)
+        if features.channels != sizes["channels"]:
+            raise UserError(
+                f"{features.files[0].path} has {features.channels} features a region, "
+                f"{self.checkpoint} was trained on {sizes['channels']}; give the features that it "
+                "was trained on"
+            )
+        config = UpDnConfig(words=words, features=features.digest)
+        model = UpDn(config, answers, sizes, features, self.longest)
+        load_weights(model, weights, self.checkpoint, REMEDY)
+        model.about = (
+            f"{self.checkpoint}: UpDn, one logit an answer; trained with a sigmoid each, compared "
+            f"here by softmax; {features.regions} regions an image at most"
+        )
+        return freeze(model.to(device))
+
+
+SIZES = {
+    "words": ("w_emb.emb.weight", 0),
+    "embedding": ("w_emb.emb.weight", 1),
+    "hidden": ("q_emb.rnn.weight_hh_l0", 1),
+    "attention": ("v_att.v_proj.main.0.weight", 0),
+    "joint": ("q_net.main.0.weight", 0),
+    "channels": ("v_net.main.0.weight", 1),
+    "classifier": ("classifier.main.0.weight", 0),
+    "answers": ("classifier.main.3.weight", 0),
+}
+"""Which axis of which tensor tells a size."""
+
+
+def folded(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """``weight = g v / ||v||`` in place of each pair ``weight_g, weight_v`` (Salimans and Kingma
+    2016, equation 2). The repository has one ``g`` a layer, so the norm is that of all of ``v``;
+    with one an output it is that of each row."""
+    found = dict(weights)
+    for name in [name for name in weights if name.endswith(("weight_g", "weight_v"))]:
+        stem = name[:-2]
+        g, v = weights.get(f"{stem}_g"), weights.get(f"{stem}_v")
+        if g is None or v is None or v.ndim != 2 or g.numel() not in (1, len(v)):
+            shapes = [None if tensor is None else list(tensor.shape) for tensor in (g, v)]
+            raise UserError(
+                f"{path}: {stem}_g has shape {shapes[0]} and {stem}_v {shapes[1]}; a scale and a "
+                f"matrix belong together; {REMEDY}"
+            )
+        del found[name]
+        norm = v.norm() if g.numel() == 1 else v.norm(dim=1, keepdim=True)
+        found[stem] = v * (g.reshape(-1, 1) / norm)
+    return found
+
+
+def _length(weights: Mapping[str, Tensor], name: str, axis: int, path: Path) -> int:
+    if name not in weights or weights[name].ndim != 2:
+        first = ", ".join(f"{n!r} {list(t.shape)}" for n, t in list(weights.items())[:3])
+        raise UserError(
+            f"{path} has no matrix {name!r}, which the model needs; its first tensors are "
+            f"{first or 'none'}; {REMEDY}"
+        )
+    return weights[name].shape[axis]
+
+
+def read_dictionary(path: Path, count: int, checkpoint: Path) -> tuple[str, ...]:
+    """The words in the order of their numbers, of which the checkpoint knows ``count``."""
+    found = read_plain(path, DICTIONARY)
+    parts = found if isinstance(found, list | tuple) and len(found) == 2 else ({}, [])
+    numbers: Any = parts[0] if isinstance(parts[0], dict) else {}
+    typed = all(type(word) is str and type(n) is int for word, n in numbers.items())
+    words = sorted(numbers, key=numbers.__getitem__) if typed else []
+    if not words or [numbers[word] for word in words] != list(range(len(words))):
+        raise UserError(f"{path} does not number words from 0 without a gap; {DICTIONARY}")
+    if len(words) != count:
+        raise UserError(
+            f"{path} has {len(words)} words, {checkpoint} was trained with {count}; give the "
+            "dictionary that the model was trained with"
+        )
+    return tuple(words)
