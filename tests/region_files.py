@@ -50,6 +50,22 @@ def write_hdf5(path: Path, images: Mapping[int, Detected], spatial: bool = True)
     return path
 
 
+def write_adaptive(path: Path, images: Mapping[int, Detected]) -> Path:
+    """``{split}.hdf5`` with any number of regions an image, along one axis."""
+    sides, ends = (
+        np.array([WIDTH, HEIGHT] * 2),
+        np.cumsum([len(one.boxes) for one in images.values()]),
+    )
+    boxes = np.concatenate([one.boxes for one in images.values()]) / sides
+    with h5py.File(path, "w") as file:
+        file["image_features"] = np.concatenate([one.features for one in images.values()])
+        file["spatial_features"] = np.concatenate([boxes, boxes[:, :2]], 1).astype(np.float32)
+        file["pos_boxes"] = np.stack([[0, *ends[:-1]], ends], 1)
+    index = {image: row for row, image in enumerate(images)}
+    path.with_name(f"{path.stem}_imgid2idx.pkl").write_bytes(pickle.dumps(index, protocol=0))
+    return path
+
+
 def write_tsv(path: Path, images: Mapping[int, Detected], lxmert: bool = False) -> Path:
     """Six columns as bottom-up-attention has them, or LXMERT's ten."""
     lines = []

@@ -163,11 +163,23 @@ def test_all_formats_hold_the_same_regions(
 
 def test_images_with_fewer_regions_end_in_rows_of_zeros(tmp_path: Path) -> None:
     found = {1: files.detected(1, 3), 2: files.detected(2, 5)}
-    features = RegionFeatures([files.write_tsv(tmp_path / "adaptive.tsv", found)])
-    rows = features.of(1, files.HEIGHT, files.WIDTH)
-    assert rows.shape == (5, 4 + files.CHANNELS)
-    assert rows[3:].abs().max() == 0
-    assert (rows[:3, 2:4] > rows[:3, :2]).all()
+    paths = [
+        files.write_tsv(tmp_path / "adaptive.tsv", found),
+        files.write_adaptive(tmp_path / "adaptive.hdf5", found),
+    ]
+    first, second = (RegionFeatures([path]).of(1, files.HEIGHT, files.WIDTH) for path in paths)
+    torch.testing.assert_close(first, second)
+    assert first.shape == (5, 4 + files.CHANNELS)
+    assert first[3:].abs().max() == 0
+    assert (first[:3, 2:4] > first[:3, :2]).all()
+
+
+def test_regions_along_one_axis_need_their_ends(tmp_path: Path) -> None:
+    path = files.write_adaptive(tmp_path / "adaptive.hdf5", {1: files.detected(1)})
+    with h5py.File(path, "a") as file:
+        file["pos_boxes"][0] = (0, 7)
+    with pytest.raises(UserError, match=r"pos_boxes \[1, 2\] are no first and last rows of the 6"):
+        RegionFeatures([path])
 
 
 def test_several_files_are_one_and_strangers_are_refused(

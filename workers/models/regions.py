@@ -62,42 +62,60 @@ class FeatureFile(ABC):
 class HDF5File(FeatureFile):
     """``{split}36.hdf5`` of hengyuan-hu/bottom-up-attention-vqa: ``image_features (image, region,
     channel)``, and boxes as fractions, ``spatial_features (image, region, 6)``, or in pixels,
-    ``image_bb (image, region, 4)``. ``{split}36_imgid2idx.pkl`` (or ``.json``) beside it has the
-    rows of the images."""
+    ``image_bb (image, region, 4)``. In ``{split}.hdf5`` of jnhwkim/ban-vqa images have 10 to 100
+    regions: all lie along one axis, and ``pos_boxes (image, 2)`` says where an image's begin and
+    end. ``{split}36_imgid2idx.pkl`` (or ``.json``) beside it has the rows of the images."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = _opened(path)
-        self.features = self._dataset("image_features", None)
-        images, self.regions, self.channels = self.features.shape
-        if "spatial_features" in self.file:
-            self.boxes, self.fractions = self._dataset("spatial_features", 6), True
-        else:
-            self.boxes, self.fractions = self._dataset("image_bb", 4), False
-        if self.boxes.shape[:2] != (images, self.regions):
+        self.spans = self._spans() if "pos_boxes" in self.file else None
+        self.fractions = "spatial_features" in self.file
+        self.features = self._floats("image_features", None)
+        boxes = ("spatial_features", 6) if self.fractions else ("image_bb", 4)
+        self.boxes = self._floats(*boxes)
+        if self.boxes.shape[:-1] != self.features.shape[:-1]:
             raise UserError(
-                f"{path}: boxes are there for {list(self.boxes.shape[:2])} images and regions, "
-                f"features for {[images, self.regions]}; copy or make the file again"
+                f"{path}: {boxes[0]} is {list(self.boxes.shape)}, image_features is "
+                f"{list(self.features.shape)}; copy or make the file again"
             )
+        self.channels = self.features.shape[-1]
+        images, self.regions = self.features.shape[:2]
+        if self.spans is not None:
+            images, self.regions = len(self.spans), int(np.ptp(self.spans, 1).max(initial=0))
         self.places = read_index(path, images)
 
-    def _dataset(self, name: str, columns: int | None) -> Any:
-        found = self.file.get(name)
+    def _spans(self) -> np.ndarray:
+        """``(image, 2)``, first and one past the last row of each image."""
+        spans, count = np.asarray(self.file["pos_boxes"]), len(self.file.get("image_features", ()))
+        if spans.ndim == 2 and spans.shape[1] == 2 and spans.dtype.kind in "iu" and len(spans):
+            start, end = spans.T.astype(np.int64)
+            if (start >= 0).all() and (end > start).all() and (end <= count).all():
+                return np.stack([start, end], 1)
+        raise UserError(
+            f"{self.path}: pos_boxes {list(spans.shape)} are no first and last rows of the {count} "
+            "in image_features; copy or make the file again"
+        )
+
+    def _floats(self, name: str, columns: int | None) -> Any:
+        """A dataset of floats, its last axis of so many columns."""
+        found, axes = self.file.get(name), 3 if self.spans is None else 2
         shape: tuple[int, ...] = getattr(found, "shape", ())
-        if len(shape) != 3 or shape[2] != (columns or shape[2]) or found.dtype not in FLOATS:
-            has = ", ".join(f"{k} {list(getattr(v, 'shape', ()))}" for k, v in self.file.items())
-            wanted = f"(image, region, {columns or 'channel'})"
-            raise UserError(
-                f"{self.path}: no dataset {name!r} of floats {wanted}; it has {has or 'none'}. "
-                "Give a file with a fixed number of regions for each image, as {split}36.hdf5"
-            )
-        return found
+        if len(shape) == axes and shape[-1] == (columns or shape[-1]) and found.dtype in FLOATS:
+            return found
+        has = ", ".join(f"{k} {list(getattr(v, 'shape', ()))}" for k, v in self.file.items())
+        raise UserError(
+            f"{self.path}: no dataset {name!r} of floats with {axes} axes, the last of "
+            f"{columns or 'features'}; it has {has or 'none'}. Give a file as {{split}}36.hdf5 of "
+            "bottom-up-attention-vqa, or with pos_boxes"
+        )
 
     def read(self, image_id: int, height: int, width: int) -> Found:
         row = self.places[image_id]
+        own = row if self.spans is None else slice(*self.spans[row])
         sides = (1.0, 1.0) if self.fractions else (float(height), float(width))
         try:
-            return Found(self.boxes[row][:, :4], self.features[row], *sides)
+            return Found(self.boxes[own][:, :4], self.features[own], *sides)
         except OSError as error:
             raise BadExample(
                 f"{self.path}: row {row}, image {image_id}, cannot be read ({error!s:.200}); copy "
