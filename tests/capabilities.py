@@ -39,6 +39,7 @@ def lstm(path: Path) -> None:
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     **hub.FAMILIES,
+    **hub.SEEING_REGIONS,
     "lstm.safetensors": lstm,
     "updn": region_files.updn,
 }
@@ -66,6 +67,7 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
             title: hub.section(name, folder(name), image_size=48)
             for title, name in squashed.items()
         },
+        **{f"huggingface: {n}": hub.section(n, folder(n)) for n in hub.SEEING_REGIONS},
         "updn": region_files.section(folder("updn")),
     }
 

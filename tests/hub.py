@@ -1,11 +1,14 @@
 """Tiny checkpoints of Hugging Face families with random weights, saved as the real ones are."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from tests import region_files
 
 ANSWERS = ("yes", "no", "red", "two dogs")
 WORDS = (
@@ -250,6 +253,49 @@ def paligemma(folder: Path) -> None:
     save(folder, hf.PaliGemmaForConditionalGeneration(config), processor)
 
 
+def lxmert(folder: Path) -> None:
+    """Regions of 8 features; one layer of each kind."""
+    config = hf.LxmertConfig(
+        vocab_size=80,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=24,
+        l_layers=1,
+        x_layers=2,
+        r_layers=1,
+        visual_feat_dim=region_files.CHANNELS,
+        num_qa_labels=len(ANSWERS),
+        num_object_labels=3,
+        num_attr_labels=3,
+    )
+    save_regions(folder, hf.LxmertForQuestionAnswering(config))
+
+
+def visual_bert(folder: Path) -> None:
+    """Regions of 8 features; its configuration names the answers."""
+    config = hf.VisualBertConfig(
+        vocab_size=80,
+        hidden_size=16,
+        visual_embedding_dim=region_files.CHANNELS,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=24,
+        id2label=dict(enumerate(ANSWERS)),
+    )
+    save_regions(folder, hf.VisualBertForQuestionAnswering(config))
+
+
+def save_regions(folder: Path, net: hf.PreTrainedModel) -> None:
+    """Weights, tokeniser and answers, and features of three images."""
+    lively(net).save_pretrained(folder)
+    bert_tokenizer().save_pretrained(folder)
+    (folder / "label2ans.json").write_text(json.dumps(ANSWERS))
+    images = {image: region_files.detected(image) for image in region_files.IMAGES}
+    region_files.write_hdf5(folder / "val36.hdf5", images)
+
+
 def save(folder: Path, net: hf.PreTrainedModel, processor: hf.ProcessorMixin) -> None:
     lively(net).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -264,9 +310,14 @@ WRITING: dict[str, Callable[[Path], None]] = {
     "paligemma": paligemma,
 }
 FAMILIES = CLASSIFYING | WRITING
+SEEING_REGIONS: dict[str, Callable[[Path], None]] = {"lxmert": lxmert, "visual_bert": visual_bert}
 
 
 def section(name: str, folder: Path, **options: object) -> dict[str, object]:
     """A recipe's model section."""
-    answers = {"answers": list(ANSWERS)} if name in WRITING else {}
-    return {"kind": "huggingface", "path": str(folder), **answers, **options}
+    own: dict[str, object] = {"answers": list(ANSWERS)} if name in WRITING else {}
+    if name in SEEING_REGIONS:
+        own = {"features": str(folder / "val36.hdf5")}
+    if name == "lxmert":
+        own["answers_file"] = str(folder / "label2ans.json")
+    return {"kind": "huggingface", "path": str(folder), **own, **options}

@@ -1,7 +1,9 @@
 """What models of Hugging Face say, by their documented use alone: one image, one question, one
 candidate at a time, no cache, no batch."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,3 +72,31 @@ def prompt(processor: hf.ProcessorMixin, question: str) -> str:
     text = {"type": "text", "text": TEMPLATE.replace("{question}", question)}
     message = {"role": "user", "content": [{"type": "image"}, text]}
     return processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+
+
+@cache
+def loaded(kind: str, folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
+    net = getattr(hf, f"{kind}ForQuestionAnswering").from_pretrained(folder)
+    return net.eval().to(dtype), hf.AutoTokenizer.from_pretrained(folder)
+
+
+@torch.no_grad()
+def lxmert(folder: Path, boxes: np.ndarray, features: np.ndarray, question: str) -> torch.Tensor:
+    """As transformers' documentation has it: boxes in fractions, no mask over regions."""
+    feats, pos = torch.tensor(features)[None], torch.tensor(boxes)[None]
+    net, tokenizer = loaded("Lxmert", folder, feats.dtype)
+    text = tokenizer(question, return_tensors="pt")
+    return net(**text, visual_feats=feats, visual_pos=pos).question_answering_score[0]
+
+
+@torch.no_grad()
+def visual_bert(
+    folder: Path, boxes: np.ndarray, features: np.ndarray, question: str
+) -> torch.Tensor:
+    """As transformers' documentation has it; boxes it does not take."""
+    embeds, ones = torch.tensor(features)[None], torch.ones(1, len(boxes))
+    net, tokenizer = loaded("VisualBert", folder, embeds.dtype)
+    text = tokenizer(question, return_tensors="pt")
+    kinds = ones.long()
+    seen = {"visual_attention_mask": ones, "visual_token_type_ids": kinds}
+    return net(**text, visual_embeds=embeds, **seen).logits[0]

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from workers.errors import UserError
 from workers.models.base import ModelSpec, VQAModel, freeze
+from workers.models.checkpoints import read_state_dict
 from workers.models.pixels import Pixels, check_processor
+from workers.models.region_model import Files
+from workers.models.region_transformer import (
+    RegionTransformer,
+    RegionTransformerConfig,
+    answers_of,
+    assemble,
+)
+from workers.models.regions import RegionFeatures
 from workers.models.transformer import (
     Blip,
     Classifier,
@@ -24,12 +33,17 @@ from workers.models.transformer import (
     TransformerConfig,
 )
 
-Family = Literal["classifier", "blip", "generative"]
+Family = Literal["classifier", "blip", "generative", "regions"]
 CLASSIFIERS = {"vilt": "ViltForQuestionAnswering"}
 DECODERS = {"blip": "BlipForQuestionAnswering"}
+REGIONS = {
+    "lxmert": "LxmertForQuestionAnswering",
+    "visual_bert": "VisualBertForQuestionAnswering",
+}
 RAW_PROMPTS = {"paligemma": "<image>answer en {question}"}
 """What a model without chat template was trained on."""
 DEFAULT_PROMPT = "{question}\nAnswer with one word or a short phrase."
+SAFE = "*.safetensors"
 CANDIDATES = 256
 """Answers a generative model may choose from."""
 
@@ -37,9 +51,11 @@ CANDIDATES = 256
 class HuggingFaceSpec(ModelSpec):
     """A visual question answering model of ``transformers``, by its files.
 
-    The family is found from ``config.json``: classifiers (ViLT), BLIP, and any generative model
-    that reads an image and a text and has a chat template, or for which ``prompt`` is given.
-    A folder is never looked for on the network; only safetensors are read, and no code of others.
+    The family is found from ``config.json``: classifiers (ViLT), BLIP, models that see regions
+    (LXMERT, VisualBERT), and any generative model that reads an image and a text and has a chat
+    template, or for which ``prompt`` is given. A folder is never looked for on the network; only
+    safetensors are read (of models of regions also a ``pytorch_model.bin`` that holds nothing but
+    tensors), and no code of others.
     """
 
     path: str
@@ -47,7 +63,10 @@ class HuggingFaceSpec(ModelSpec):
     answers: tuple[str, ...] = ()
     """Candidates of a model that writes its answer: it chooses among them."""
     answers_file: Path | None = None
-    """In place of ``answers``: a text file with one a line, or a JSON list."""
+    """In place of ``answers``: a text file with one a line, or a JSON list. Of a model of regions
+    the answers in the order of its logits."""
+    features: Files = ()
+    """Of a model of regions: HDF5 files with their indexes beside them, or TSV files."""
     prompt: str = Field("", pattern=r"^$|\{question\}")
     """What a generative model is asked; has ``{question}`` in it. Without chat template it is the
     whole text, the image's placeholder included."""
@@ -55,7 +74,8 @@ class HuggingFaceSpec(ModelSpec):
     """Squash every image to this square first. Needed where the model's input follows the image's
     shape and a method stores maps at its pixels."""
     longest: int = Field(768, ge=32)
-    """The canvas' longer side where the processor cuts images into tiles or patches."""
+    """The canvas' longer side where the processor cuts images into tiles or patches, or where the
+    model sees regions."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights."""
 
@@ -71,7 +91,10 @@ class HuggingFaceSpec(ModelSpec):
         with _quiet():
             config = read_config(self.path)
             family = family_of(config, self.path)
+            self._check_features(family, config["model_type"])
             net = load(self, architecture(family, config), config)
+            if family == "regions":
+                return freeze(self._of_regions(net).to(device))
             processor = _processor(self.path)
         pixels = Pixels(processor.image_processor, self.image_size, self.longest)
         settings = TransformerConfig(
@@ -86,6 +109,27 @@ class HuggingFaceSpec(ModelSpec):
         self._complete(model)
         model.about = f"{self.path}: {config['model_type']}, {_ABOUT[family]}"
         return freeze(model.to(device))
+
+    def _check_features(self, family: Family, kind: str) -> None:
+        if family == "regions" and not self.features:
+            raise UserError(
+                f"{self.path} is a {kind} model, which sees regions; give model.features, the "
+                "files that hold those of your images (.hdf5 or .tsv)"
+            )
+        if family != "regions" and self.features:
+            raise UserError(
+                f"{self.path} is a {kind} model, which sees pixels; leave out model.features"
+            )
+
+    def _of_regions(self, net: Any) -> RegionTransformer:
+        tokenizer, features = _tokenizer(self.path), RegionFeatures(self.features)
+        config = RegionTransformerConfig(
+            family=net.config.model_type,
+            tokeniser=_tokeniser_digest(tokenizer),
+            features=features.digest,
+        )
+        answers = answers_of(net.config, self.answers_file, self.path)
+        return assemble(net, tokenizer, answers, features, config, self.longest, self.path)
 
     def _answers(self, family: Family, net: Any) -> tuple[str, ...]:
         given = self.answers or self._read_answers()
@@ -219,13 +263,15 @@ def read_config(path: str) -> dict[str, Any]:
 def family_of(config: dict[str, Any], path: str) -> Family:
     """Which way the model is asked, or the reason why it cannot be."""
     kind, classes = config["model_type"], config.get("architectures") or []
-    answering = CLASSIFIERS | DECODERS
+    answering = CLASSIFIERS | DECODERS | REGIONS
     if kind in answering:
         if answering[kind] not in classes:
             raise UserError(
                 f"{path} is a {kind} checkpoint of {', '.join(classes) or 'no stated class'}, "
                 f"which does not answer questions{_purpose(classes)}; give one of {answering[kind]}"
             )
+        if kind in REGIONS:
+            return "regions"
         return "classifier" if kind in CLASSIFIERS else "blip"
     if kind in generative_types():
         return "generative"
@@ -263,17 +309,22 @@ def architecture(family: Family, config: dict[str, Any]) -> Any:
     transformers = _transformers()
     if family == "generative":
         return transformers.AutoModelForImageTextToText
-    return getattr(transformers, (CLASSIFIERS | DECODERS)[config["model_type"]])
+    return getattr(transformers, (CLASSIFIERS | DECODERS | REGIONS)[config["model_type"]])
 
 
 def load(spec: HuggingFaceSpec, kind: Any, config: dict[str, Any]) -> Any:
     """The net with all its weights from safetensors; transformers would fill gaps at random."""
-    own = {"max_image_length": -1} if config["model_type"] == "vilt" else {}
+    own: dict[str, Any] = {"max_image_length": -1} if config["model_type"] == "vilt" else {}
+    folder, source = Path(spec.path), spec.path or None
+    weights = folder / "pytorch_model.bin"
+    if config["model_type"] in REGIONS and weights.exists() and not any(folder.glob(SAFE)):
+        settings = kind.config_class.from_dict(config)
+        source, own = None, {"state_dict": read_state_dict(weights), "config": settings}
     try:
         net, found = kind.from_pretrained(
-            spec.path,
+            source,
             use_safetensors=True,
-            local_files_only=Path(spec.path).is_dir(),
+            local_files_only=folder.is_dir(),
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -313,6 +364,19 @@ def _refuse_gaps(path: str, net: Any, found: Any) -> None:
         )
 
 
+def _tokenizer(path: str) -> Any:
+    try:
+        return _transformers().AutoTokenizer.from_pretrained(
+            path, local_files_only=Path(path).is_dir(), trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"{path}: its tokeniser cannot be loaded ({str(error).strip().splitlines()[0]:.300}); "
+            "put vocab.txt and tokenizer_config.json beside the weights, those of "
+            "google-bert/bert-base-uncased unless it has its own"
+        ) from error
+
+
 def _processor(path: str) -> Any:
     folder = Path(path).is_dir()
     try:
@@ -335,10 +399,18 @@ def _processor(path: str) -> Any:
 
 def _digest(processor: Any) -> str:
     settings = processor.image_processor.to_json_string()
-    tokeniser = getattr(processor.tokenizer, "backend_tokenizer", None)
-    words = tokeniser.to_str() if tokeniser is not None else repr(processor.tokenizer)
+    words = _settings(processor.tokenizer)
     template = str(getattr(processor, "chat_template", None))
     return hashlib.sha256("\n".join([settings, words, template]).encode()).hexdigest()
+
+
+def _tokeniser_digest(tokenizer: Any) -> str:
+    return hashlib.sha256(_settings(tokenizer).encode()).hexdigest()
+
+
+def _settings(tokenizer: Any) -> str:
+    tokeniser = getattr(tokenizer, "backend_tokenizer", None)
+    return tokeniser.to_str() if tokeniser is not None else repr(tokenizer)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """What models of stored regions share: the photo as canvas, regions by image, files of answers."""
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from schemas.frame import Frame
@@ -12,6 +14,11 @@ from workers.models.pickles import read_plain
 from workers.models.preprocessing import Crop, to_canvas
 from workers.models.regions import RegionFeatures
 
+Files = Annotated[
+    tuple[Path, ...],
+    BeforeValidator(lambda given: (given,) if isinstance(given, str | Path) else given),
+]
+"""One path or several."""
 TYPICAL = (480, 640)
 """Height and width of a photo, for the sizes that a plan needs."""
 

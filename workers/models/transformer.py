@@ -35,32 +35,22 @@ class TransformerConfig(Frozen):
     longest: int
 
 
-class Transformer(VQAModel):
-    """What all have in common: canvas, words, a limit of sub-tokens."""
+class Subwords(VQAModel):
+    """What all have in common: a net, words, a limit of sub-tokens."""
 
-    provides = frozenset({Capability.LOGITS, Capability.GRADIENTS})
+    net: Any
+    tokenizer: Any
     limit: int | None = None
     """Sub-tokens a question may have."""
 
-    def __init__(
-        self, net: Any, processor: Any, pixels: Pixels, answers: Sequence[str], config: Frozen
-    ) -> None:
-        super().__init__()
-        self.net = net
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self.pixels = pixels
-        self.answers = tuple(answers)
-        self.geometry = pixels.geometry
-        self.config = config
-
     @property
     def dtype(self) -> torch.dtype:
-        """Of canvases, whatever the weights are in: pixels of 0..255 do not fit a half."""
+        """Of images, whatever the weights are in: neither pixels of 0..255 nor boxes fit a half."""
         return torch.float32
 
-    def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
-        return self.pixels.prepare(image)
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        return next(self.net.parameters()).dtype
 
     def tokenise(self, question: str) -> Tokens:
         count = len(self.tokenizer(question)["input_ids"])
@@ -82,9 +72,30 @@ class Transformer(VQAModel):
         made = self.tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         return {name: tensor.to(self.device) for name, tensor in made.items()}
 
+
+class Transformer(Subwords):
+    """One that looks at pixels: what an image processor makes of a canvas."""
+
+    provides = frozenset({Capability.LOGITS, Capability.GRADIENTS})
+
+    def __init__(
+        self, net: Any, processor: Any, pixels: Pixels, answers: Sequence[str], config: Frozen
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.pixels = pixels
+        self.answers = tuple(answers)
+        self.geometry = pixels.geometry
+        self.config = config
+
+    def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
+        return self.pixels.prepare(image)
+
     def seen(self, canvas: Tensor) -> dict[str, Tensor]:
         """The images as the net takes them."""
-        weights = next(self.net.parameters()).dtype
+        weights = self.weight_dtype
         values = self.pixels.values(canvas)
         return {
             name: tensor.to(self.device, weights if tensor.is_floating_point() else None)
@@ -218,7 +229,7 @@ class Generative(Chooser):
                 return_tensors="pt",
                 **({"do_resize": False, "do_center_crop": False} if self.pixels.whole else {}),
             )
-        weights = next(self.net.parameters()).dtype
+        weights = self.weight_dtype
         return {
             name: tensor.to(self.device, weights if tensor.is_floating_point() else None)
             for name, tensor in made.items()

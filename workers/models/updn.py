@@ -3,10 +3,10 @@ hengyuan-hu/bottom-up-attention-vqa has it: its default model, ``baseline0_newat
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from schemas.base import Frozen
@@ -23,7 +23,7 @@ from workers.models.base import (
 )
 from workers.models.checkpoints import load_weights, read_state_dict
 from workers.models.pickles import read_plain
-from workers.models.region_model import StoredRegionModel, read_labels
+from workers.models.region_model import Files, StoredRegionModel, read_labels
 from workers.models.regions import RegionFeatures
 from workers.models.tokenisers import updn
 
@@ -35,11 +35,6 @@ REMEDY = (
 )
 DICTIONARY = "give dictionary.pkl of bottom-up-attention-vqa, a list of word2idx and idx2word"
 LABELS = "give trainval_label2ans.pkl, written when the model was trained"
-Files = Annotated[
-    tuple[Path, ...],
-    BeforeValidator(lambda given: (given,) if isinstance(given, str | Path) else given),
-]
-"""One path or several."""
 
 
 class UpDnConfig(Frozen):
