@@ -246,7 +246,7 @@ def test_feature_files_that_are_none_are_named(
 ) -> None:
     wrong = tmp_path / "a.hdf5"
     wrong.write_bytes(b"nothing")
-    with pytest.raises(UserError, match="cannot be opened as HDF5"):
+    with pytest.raises(UserError, match="cannot be read as HDF5"):
         RegionFeatures([wrong])
     with pytest.raises(UserError, match=r"is no .hdf5, .h5 or .tsv file"):
         RegionFeatures([tmp_path / "a.npy"])
@@ -267,6 +267,41 @@ def test_feature_files_that_are_none_are_named(
     good.write_text(good.read_text().replace("A", "!", 1))
     with pytest.raises(BadExample, match=r"image 1: its \w+ are not base64"):
         RegionFeatures([good]).of(1, 90, 120)
+
+
+def test_features_that_lie_in_another_file_are_not_followed(
+    tmp_path: Path, images: dict[int, files.Detected]
+) -> None:
+    files.write_hdf5(tmp_path / "other.hdf5", images)
+    path = files.write_hdf5(tmp_path / "a.hdf5", images)
+    with h5py.File(path, "a") as file:
+        del file["image_features"]
+        file["image_features"] = h5py.ExternalLink("other.hdf5", "/image_features")
+    with pytest.raises(UserError, match="no dataset 'image_features'"):
+        RegionFeatures([path])
+
+
+@pytest.mark.parametrize("kind", ["hdf5", "adaptive", "tsv"])
+def test_flipped_bytes_are_named_or_harmless(
+    kind: str, tmp_path: Path, images: dict[int, files.Detected]
+) -> None:
+    write = {"hdf5": files.write_hdf5, "adaptive": files.write_adaptive, "tsv": files.write_tsv}
+    path = write[kind](tmp_path / f"a.{'tsv' if kind == 'tsv' else 'hdf5'}", images)
+    whole, drawn, told = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for place in drawn.integers(0, min(len(data), 3000), 3):
+            data[place] = drawn.integers(256)
+        path.unlink()  # an open file is not read anew
+        path.write_bytes(data)
+        try:
+            features = RegionFeatures([path])
+            for image in images:
+                assert features.of(image, files.HEIGHT, files.WIDTH).isfinite().all()
+        except (UserError, BadExample) as error:
+            assert str(tmp_path) in str(error)
+            told += 1
+    assert told > 10
 
 
 @pytest.mark.parametrize(

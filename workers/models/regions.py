@@ -5,7 +5,8 @@ import binascii
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,10 @@ DETECTED = ("objects_id", "objects_conf", "attrs_id", "attrs_conf")
 LXMERT_FIELDS = ("img_id", "img_h", "img_w", *DETECTED, "num_boxes", "boxes", "features")
 COLUMNS = {len(LXMERT_FIELDS): LXMERT_FIELDS, len(FIELDS): FIELDS}
 """Of the two kinds of TSV, told apart by their number of columns."""
+_DAMAGED = (OSError, RuntimeError, LookupError, ValueError, TypeError, OverflowError)
+"""What h5py raises on bytes that are not what it expects (found by flipping bytes)."""
+MOST = {"regions": 1_000, "channels": 65_536}
+"""That an image, or a region, may have: an array of this size is made for each."""
 FLOATS = {np.dtype("float16"), np.dtype("float32"), np.dtype("float64")}
 
 
@@ -69,6 +74,14 @@ class HDF5File(FeatureFile):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = _opened(path)
+        with _undamaged(path, UserError):
+            self._look()
+        images, self.regions = self.features.shape[:2]
+        if self.spans is not None:
+            images, self.regions = len(self.spans), int(np.ptp(self.spans, 1).max(initial=0))
+        self.places = read_index(path, images)
+
+    def _look(self) -> None:
         self.spans = self._spans() if "pos_boxes" in self.file else None
         self.fractions = "spatial_features" in self.file
         self.features = self._floats("image_features", None)
@@ -76,14 +89,10 @@ class HDF5File(FeatureFile):
         self.boxes = self._floats(*boxes)
         if self.boxes.shape[:-1] != self.features.shape[:-1]:
             raise UserError(
-                f"{path}: {boxes[0]} is {list(self.boxes.shape)}, image_features is "
+                f"{self.path}: {boxes[0]} is {list(self.boxes.shape)}, image_features is "
                 f"{list(self.features.shape)}; copy or make the file again"
             )
         self.channels = self.features.shape[-1]
-        images, self.regions = self.features.shape[:2]
-        if self.spans is not None:
-            images, self.regions = len(self.spans), int(np.ptp(self.spans, 1).max(initial=0))
-        self.places = read_index(path, images)
 
     def _spans(self) -> np.ndarray:
         """``(image, 2)``, first and one past the last row of each image."""
@@ -101,7 +110,8 @@ class HDF5File(FeatureFile):
         """A dataset of floats, its last axis of so many columns."""
         found, axes = self.file.get(name), 3 if self.spans is None else 2
         shape: tuple[int, ...] = getattr(found, "shape", ())
-        if len(shape) == axes and shape[-1] == (columns or shape[-1]) and found.dtype in FLOATS:
+        floats = len(shape) == axes and found.dtype in FLOATS
+        if floats and shape[-1] == (columns or shape[-1]) and self._here(found):
             return found
         has = ", ".join(f"{k} {list(getattr(v, 'shape', ()))}" for k, v in self.file.items())
         raise UserError(
@@ -110,17 +120,17 @@ class HDF5File(FeatureFile):
             "bottom-up-attention-vqa, or with pos_boxes"
         )
 
+    def _here(self, found: Any) -> bool:
+        """Whether the values lie in this file: no link, and no dataset, leads to another."""
+        own = Path(found.file.filename) == self.path
+        return own and not found.is_virtual and not found.external
+
     def read(self, image_id: int, height: int, width: int) -> Found:
         row = self.places[image_id]
         own = row if self.spans is None else slice(*self.spans[row])
         sides = (1.0, 1.0) if self.fractions else (float(height), float(width))
-        try:
+        with _undamaged(self.path, BadExample):
             return Found(self.boxes[own][:, :4], self.features[own], *sides)
-        except OSError as error:
-            raise BadExample(
-                f"{self.path}: row {row}, image {image_id}, cannot be read ({error!s:.200}); copy "
-                "the file again"
-            ) from error
 
 
 def _opened(path: Path) -> Any:
@@ -131,13 +141,20 @@ def _opened(path: Path) -> Any:
             f"{path}: reading HDF5 needs h5py, which is not installed; pip install "
             "'vqatlas[regions]'"
         ) from None
-    try:
+    with _undamaged(path, UserError):
         return h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be opened as HDF5 ({error!s:.200}); give the path of a feature file, "
-            "or copy it again"
-        ) from None
+
+
+@contextmanager
+def _undamaged(path: Path, kind: type[UserError] | type[BadExample]) -> Iterator[None]:
+    """What h5py raises on a file that is none, or is damaged, as an error that names it."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise kind(
+            f"{path} cannot be read as HDF5 ({error!s:.200}); give the path of a feature file, or "
+            "copy it again"
+        ) from error
 
 
 def read_index(path: Path, images: int) -> dict[int, int]:
@@ -193,7 +210,10 @@ class TSVFile(FeatureFile):
         start = 0
         for number, line in enumerate(file, 1):
             fields = self._fields(line, f"line {number}")
-            image, count = _image_number(fields["img_id"]), _whole(fields["num_boxes"].decode())
+            image, count = (
+                _image_number(fields["img_id"]),
+                _whole(fields["num_boxes"].decode("latin1")),
+            )
             if image is None or not count:
                 raise UserError(
                     f"{self.path}: line {number} is about image {fields['img_id'][:40]!r} with "
@@ -271,6 +291,12 @@ class RegionFeatures:
         self.regions = max(file.regions for file in self.files)
         self.channels = self.files[0].channels
         self._refuse_strangers()
+        for name, limit in MOST.items():
+            if not 0 < getattr(self, name) <= limit:
+                raise UserError(
+                    f"{', '.join(map(str, paths))}: {getattr(self, name)} {name} are claimed, "
+                    f"1 to {limit} are possible; copy or make the file again"
+                )
 
     def _refuse_strangers(self) -> None:
         for i, file in enumerate(self.files):
