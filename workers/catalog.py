@@ -34,6 +34,12 @@ from workers.methods.gradients import (
 from workers.methods.occlusion import Occlusion
 from workers.methods.question_grad_cam import QuestionGradCam
 from workers.methods.rise import RISE
+from workers.methods.token_attention import (
+    AttentionRollout,
+    CrossGradCam,
+    Relevance,
+    WordRelevance,
+)
 from workers.methods.words import WordGradient, WordOcclusion
 from workers.metrics.base import Measure
 from workers.metrics.localisation import Localisation
@@ -82,10 +88,14 @@ METHODS: dict[str, type[Method]] = {
     "kernel_shap": KernelShap,
     "rise": RISE,
     "attention": Attention,
+    "attention_rollout": AttentionRollout,
+    "cross_grad_cam": CrossGradCam,
+    "relevance": Relevance,
     "random": Random,
     "center": Center,
     "word_occlusion": WordOcclusion,
     "word_gradient": WordGradient,
+    "word_relevance": WordRelevance,
 }
 METRICS: dict[str, type[Measure]] = {
     "rank_correlation": RankCorrelation,
