@@ -214,9 +214,11 @@ def obstacle(method: Method, model: VQAModel) -> str | None:
     if lack := lacking(method.needs, model):
         return f"{lack} Remove the method or choose another model."
     arrays = method.arrays(model.geometry) if isinstance(method, ImageMethod) else ()
-    if model.geometry.varies and any(spec.pixels for spec in arrays):
+    tokens = bool(arrays) and Capability.TOKENS in method.needs
+    if model.geometry.varies and (tokens or any(spec.pixels for spec in arrays)):
         return (
-            "stores maps at the input's pixels, which must be equally many for all images, and "
+            f"stores maps at the {'image tokens' if tokens else 'pixels'} of the input, which must "
+            "be equally many for all images, and "
             f"the input of model {type(model).__name__} follows the image's shape. Give the model "
             "an image_size (every image is squashed to it) or remove the method."
         )

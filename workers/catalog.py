@@ -35,6 +35,12 @@ from workers.methods.occlusion import Occlusion
 from workers.methods.question_grad_cam import QuestionGradCam
 from workers.methods.regions import RegionAttention, RegionGradient, RegionOcclusion
 from workers.methods.rise import RISE
+from workers.methods.token_attention import (
+    AttentionRollout,
+    CrossGradCam,
+    Relevance,
+    WordRelevance,
+)
 from workers.methods.words import WordGradient, WordOcclusion
 from workers.metrics.base import Measure
 from workers.metrics.localisation import Localisation
@@ -85,6 +91,9 @@ METHODS: dict[str, type[Method]] = {
     "kernel_shap": KernelShap,
     "rise": RISE,
     "attention": Attention,
+    "attention_rollout": AttentionRollout,
+    "cross_grad_cam": CrossGradCam,
+    "relevance": Relevance,
     "random": Random,
     "center": Center,
     "region_occlusion": RegionOcclusion,
@@ -92,6 +101,7 @@ METHODS: dict[str, type[Method]] = {
     "region_attention": RegionAttention,
     "word_occlusion": WordOcclusion,
     "word_gradient": WordGradient,
+    "word_relevance": WordRelevance,
 }
 METRICS: dict[str, type[Measure]] = {
     "rank_correlation": RankCorrelation,

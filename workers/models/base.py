@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ class Capability(StrEnum):
     """The head returns its own attention over the feature map's cells, or over the regions."""
     COMBINE = "combine"
     """The head fuses image and question in one layer and answers from that layer alone."""
+    TOKENS = "tokens"
+    """A transformer whose attention between tokens can be read, with gradients at it."""
+    EMBEDDINGS = "embeddings"
+    """Logits are differentiable with respect to the embeddings of the question's words."""
     REGIONS = "regions"
     """``logits(regions, questions)``: the model sees regions, their features computed beforehand;
     what is painted on the canvas does not reach it."""
@@ -42,7 +47,7 @@ class Capability(StrEnum):
 
 class Geometry(Frozen):
     """Sizes a plan needs before any image is read: input, feature map, glimpses, combine layer,
-    regions."""
+    image tokens, regions."""
 
     input_height: int
     input_width: int
@@ -53,6 +58,8 @@ class Geometry(Frozen):
     feature_width: int = 0
     glimpses: int = 0
     combine: int = 0
+    token_height: int = 0
+    token_width: int = 0
     regions: int = 0
     """Regions an image has at most."""
     region_channels: int = 0
@@ -73,6 +80,58 @@ class HeadOutput:
 
     logits: Tensor
     attention: Tensor | None = None
+
+
+Stream = Literal["all", "image", "text", "answer"]
+"""A sequence of tokens that attends and is attended to; ``all`` is image and text in one."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which tokens of a stream something is in."""
+
+    stream: Stream
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention layer: ``probabilities (n, head, query, key)``, part of the logits' graph. Of a
+    stream with a sequence for every answer, n is the number of answers."""
+
+    queries: Stream
+    keys: Stream
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One pass of one image and one question."""
+
+    logits: Tensor
+    """``(answer,)`` of the answers that were asked for."""
+    layers: tuple[Layer, ...]
+    """In the order they ran."""
+    image: Places
+    """The image's cells, row by row."""
+    cells: tuple[int, int]
+    """How many of them there are, ``(y, x)``."""
+    words: tuple[Places, ...]
+    """Each word's sub-tokens."""
+    output: tuple[Places, ...]
+    """For each answer, the tokens that it is read from."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One pass of one image and one question, to take gradients at the question."""
+
+    logits: Tensor
+    """``(answer,)`` of the answers that were asked for."""
+    embeddings: Tensor
+    """``(1, token, channel)``, part of the logits' graph."""
+    words: tuple[tuple[int, ...], ...]
+    """Each word's sub-tokens."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +222,13 @@ class SplitModel(VQAModel):
     """A late-fusion model: ``head(trunk(normalise(canvas)), encode(words(questions)))``."""
 
     provides: frozenset[Capability] = frozenset(
-        {Capability.LOGITS, Capability.SPLIT, Capability.GRADIENTS, Capability.FEATURE_MAP}
+        {
+            Capability.LOGITS,
+            Capability.SPLIT,
+            Capability.GRADIENTS,
+            Capability.FEATURE_MAP,
+            Capability.EMBEDDINGS,
+        }
     )
 
     @abstractmethod
@@ -225,6 +290,18 @@ class CombineModel(SplitModel):
 
     def head(self, features: Tensor, states: Tensor) -> HeadOutput:
         return HeadOutput(self.answer_from_combine(self.combine(features, states)))
+
+
+class TokenModel(VQAModel):
+    """A transformer that shows what its tokens hold; one pass a call, its graph kept."""
+
+    @abstractmethod
+    def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
+        """The question's embeddings and the logits of some answers for a canvas ``(3, y, x)``."""
+
+    @abstractmethod
+    def attend(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Attended:
+        """Likewise its attention."""
 
 
 class RegionModel(VQAModel):

@@ -170,6 +170,10 @@ class HuggingFaceSpec(ModelSpec):
 
     def _complete(self, model: Transformer) -> None:
         """What the kinds need beyond their net."""
+        self._complete_kind(model)
+        model.lay_out()
+
+    def _complete_kind(self, model: Transformer) -> None:
         if isinstance(model, Blip):
             model.limit = model.net.config.text_config.max_position_embeddings
             end = model.tokenizer.sep_token_id

@@ -279,7 +279,7 @@ class OwnSplitModel(_Own, SplitModel):
             feature_width=features.shape[3],
             glimpses=0 if attention is None else attention.shape[1],
         )
-        own = {Capability.SPLIT, Capability.FEATURE_MAP}
+        own = {Capability.SPLIT, Capability.FEATURE_MAP, Capability.EMBEDDINGS}
         self.provides |= own if attention is None else own | {Capability.ATTENTION}
 
 

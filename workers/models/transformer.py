@@ -6,19 +6,32 @@ word is that shorter text, tokenised afresh.
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import isqrt
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from schemas.base import Frozen
 from schemas.frame import Frame
 from workers.errors import BadExample
-from workers.models.base import Capability, Tokens, VQAModel
-from workers.models.pixels import Pixels
+from workers.models.base import (
+    Attended,
+    Capability,
+    Embedded,
+    Layer,
+    Places,
+    Stream,
+    TokenModel,
+    Tokens,
+    VQAModel,
+)
+from workers.models.pixels import TYPICAL, Pixels
+from workers.models.tokens import last_run, tapped, word_tokens
 
 ROWS = 256
 """Candidates that go through a decoder at once; bounds memory, not results."""
@@ -73,10 +86,12 @@ class Subwords(VQAModel):
         return {name: tensor.to(self.device) for name, tensor in made.items()}
 
 
-class Transformer(Subwords):
+class Transformer(Subwords, TokenModel):
     """One that looks at pixels: what an image processor makes of a canvas."""
 
-    provides = frozenset({Capability.LOGITS, Capability.GRADIENTS})
+    provides = frozenset(
+        {Capability.LOGITS, Capability.GRADIENTS, Capability.EMBEDDINGS, Capability.TOKENS}
+    )
 
     def __init__(
         self, net: Any, processor: Any, pixels: Pixels, answers: Sequence[str], config: Frozen
@@ -101,6 +116,33 @@ class Transformer(Subwords):
             name: tensor.to(self.device, weights if tensor.is_floating_point() else None)
             for name, tensor in values.items()
         }
+
+    def lay_out(self) -> None:
+        """Count the image's tokens; where they form no grid, attention to them makes no map."""
+        canvas, _ = self.prepare(np.zeros((*TYPICAL, 3), np.uint8))
+        height, width = self.grid(canvas)
+        sizes = {"token_height": height, "token_width": width}
+        self.geometry = self.geometry.model_copy(update=sizes)
+        if not height:
+            self.provides -= {Capability.TOKENS}
+
+    @abstractmethod
+    def grid(self, canvas: Tensor) -> tuple[int, int]:
+        """How the image's tokens of a canvas ``(3, y, x)`` lie, ``(y, x)``; zeros if in no grid."""
+
+    def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
+        with tapped([self.word_embeddings]) as outputs:
+            logits = self.some_logits(canvas, question, answers)
+        return Embedded(logits, outputs[0], tuple(word_tokens(self.tokenizer, question)))
+
+    @property
+    @abstractmethod
+    def word_embeddings(self) -> nn.Module:
+        """What looks the question's sub-tokens up."""
+
+    @abstractmethod
+    def some_logits(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Tensor:
+        """Of one canvas ``(3, y, x)`` and question: ``(answer,)`` of some answers."""
 
 
 class _InOrder(TorchFunctionMode):
@@ -129,6 +171,34 @@ class Classifier(Transformer):
     def logits(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
         with _InOrder():
             return self.net(**self.asked(questions), **self.seen(canvas)).logits.float()
+
+    def some_logits(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Tensor:
+        return self.logits(canvas[None], [question])[0, list(answers)]
+
+    @property
+    def word_embeddings(self) -> nn.Module:
+        return self.net.vilt.embeddings.text_embeddings.word_embeddings
+
+    def grid(self, canvas: Tensor) -> tuple[int, int]:
+        return in_patches(canvas, self.net.config.patch_size)
+
+    def attend(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Attended:
+        """Question and image are one sequence; the answer is read from its first token. After the
+        question's tokens comes the image's own, then its patches row by row."""
+        layers = [layer.attention.attention.dropout for layer in self.net.vilt.encoder.layer]
+        with tapped(layers) as outputs:
+            logits = self.some_logits(canvas, question, answers)
+        words = word_tokens(self.tokenizer, question)
+        text = len(self.tokenizer(" ".join(question))["input_ids"])
+        cells = self.grid(canvas)
+        return Attended(
+            logits=logits,
+            layers=tuple(Layer("all", "all", probabilities) for probabilities in outputs),
+            image=Places("all", tuple(range(text + 1, text + 1 + cells[0] * cells[1]))),
+            cells=cells,
+            words=tuple(Places("all", tokens) for tokens in words),
+            output=(Places("all", (0,)),) * len(answers),
+        )
 
 
 class Chooser(Transformer):
@@ -174,19 +244,71 @@ class Blip(Chooser):
     """
 
     def answers_to_all(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
-        image = self.net.vision_model(**self.seen(canvas)).last_hidden_state
+        image = self._image(canvas)
         return torch.stack([self._answers(image, question) for question in questions], 1)
 
+    def some_logits(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Tensor:
+        return self._scores(self._states(self._image(canvas[None]), question), self.ids[answers])[0]
+
+    @property
+    def word_embeddings(self) -> nn.Module:
+        return self.net.text_encoder.embeddings.word_embeddings
+
+    def grid(self, canvas: Tensor) -> tuple[int, int]:
+        return in_patches(canvas, self.net.config.vision_config.patch_size)
+
+    def attend(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Attended:
+        """Three sequences: the image, after a token of its own; the question, which reads the
+        image; the answer, which reads the question. Each of an answer's tokens is read from the
+        one before it."""
+        modules, streams = self._attention_layers()
+        with tapped(modules) as outputs:
+            logits = self.some_logits(canvas, question, answers)
+        cells = self.grid(canvas)
+        words = word_tokens(self.tokenizer, question)
+        lengths = (self.ids[answers] >= 0).sum(1).tolist()
+        return Attended(
+            logits=logits,
+            layers=tuple(Layer(q, k, p) for (q, k), p in zip(streams, outputs, strict=True)),
+            image=Places("image", tuple(range(1, 1 + cells[0] * cells[1]))),
+            cells=cells,
+            words=tuple(Places("text", tokens) for tokens in words),
+            output=tuple(Places("answer", tuple(range(length))) for length in lengths),
+        )
+
+    def _attention_layers(self) -> tuple[list[nn.Module], list[tuple[Stream, Stream]]]:
+        """What puts out each layer's probabilities; who attends, and to whom."""
+        encoder, decoder = self.net.text_encoder.encoder, self.net.text_decoder.bert.encoder
+        found: list[tuple[nn.Module, tuple[Stream, Stream]]] = [
+            (layer.self_attn, ("image", "image")) for layer in self.net.vision_model.encoder.layers
+        ]
+        for layer in encoder.layer:
+            found.append((layer.attention.self, ("text", "text")))
+            found.append((layer.crossattention.self, ("text", "image")))
+        for layer in decoder.layer:
+            found.append((layer.attention.self, ("answer", "answer")))
+            found.append((layer.crossattention.self, ("answer", "text")))
+        modules = [module.get_submodule("dropout") for module, _ in found]
+        return modules, [streams for _, streams in found]
+
+    def _image(self, canvas: Tensor) -> Tensor:
+        """States of image tokens ``(n, token, channel)``."""
+        return self.net.vision_model(**self.seen(canvas)).last_hidden_state
+
     def _answers(self, image: Tensor, question: Tokens) -> Tensor:
+        states = self._states(image, question)
+        step = max(1, ROWS // len(image))
+        return torch.cat([self._scores(states, ids) for ids in self.ids.split(step)], 1)
+
+    def _states(self, image: Tensor, question: Tokens) -> Tensor:
+        """States of question tokens that have read the image, ``(n, token, channel)``."""
         text = self.asked([question])
-        states = self.net.text_encoder(
+        return self.net.text_encoder(
             input_ids=text["input_ids"].expand(len(image), -1),
             attention_mask=text["attention_mask"].expand(len(image), -1),
             encoder_hidden_states=image,
             encoder_attention_mask=torch.ones(image.shape[:2], device=image.device).long(),
         ).last_hidden_state
-        step = max(1, ROWS // len(image))
-        return torch.cat([self._scores(states, ids) for ids in self.ids.split(step)], 1)
 
     def _scores(self, states: Tensor, ids: Tensor) -> Tensor:
         """Of some candidates ``(candidate, token)``: ``(n, candidate)``."""
@@ -237,13 +359,17 @@ class Generative(Chooser):
         }
 
     def _answers(self, canvas: Tensor, question: str) -> Tensor:
+        return self._scores(canvas, question, self.ids)
+
+    def _scores(self, canvas: Tensor, question: str, own: Tensor) -> Tensor:
+        """Of some candidates ``(candidate, token)``: ``(n, candidate)``."""
         given = self.inputs(canvas, question)
         last = {"logits_to_keep": 1} if self.keeps else {}
         cache = self.new_cache()
         prefix = self.net(**given, cache=cache, use_cache=True, **last)
-        n, count = len(canvas), len(self.ids)
+        n, count = len(canvas), len(own)
         cache.batch_repeat_interleave(count)
-        ids = self.ids.repeat(n, 1)
+        ids = own.repeat(n, 1)
         more = self.net(
             input_ids=ids[:, :-1].clamp(min=0),
             cache=cache,
@@ -260,3 +386,105 @@ class Generative(Chooser):
         if "token_type_ids" not in given:
             return {}
         return {"token_type_ids": torch.ones_like(ids[:, :-1])}
+
+    # --- what its tokens hold -------------------------------------------------------------------
+
+    def some_logits(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Tensor:
+        return self._scores(canvas[None], " ".join(question), self.ids[answers])[0]
+
+    @property
+    def word_embeddings(self) -> nn.Module:
+        return self.net.get_input_embeddings()
+
+    def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
+        prompt = self.inputs(canvas[None], " ".join(question))["input_ids"][0].tolist()
+        with tapped([self.word_embeddings]) as outputs:
+            logits = self.some_logits(canvas, question, answers)
+        return Embedded(logits, outputs[0], self._words(question, prompt))
+
+    def attend(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Attended:
+        """Image, question and answer are one sequence, one for each answer; an answer's tokens are
+        each read from the one before it."""
+        ids = self.ids[answers]
+        given = self.inputs(canvas.expand(len(ids), -1, -1, -1), " ".join(question))
+        prompt = given["input_ids"][0].tolist()
+        modules = [self.word_embeddings, *(layer.self_attn for layer in self.decoder.layers)]
+        with eager(self.net), tapped(modules) as outputs:
+            logits = self.net(**self._continued(given, ids), use_cache=False).logits
+        start = len(prompt) - 1
+        image = [i for i, token in enumerate(prompt) if token == self.net.config.image_token_id]
+        ends = (start + (ids >= 0).sum(1)).tolist()
+        return Attended(
+            logits=likelihoods(logits[:, start:], ids),
+            layers=tuple(Layer("all", "all", probabilities) for probabilities in outputs[1:]),
+            image=Places("all", tuple(image)),
+            cells=self._cells(given),
+            words=tuple(Places("all", tokens) for tokens in self._words(question, prompt)),
+            output=tuple(Places("all", tuple(range(start, end))) for end in ends),
+        )
+
+    @property
+    def decoder(self) -> Any:
+        """The language model."""
+        return self.net.get_decoder()
+
+    def _continued(self, given: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+        """The prompts with the candidates behind, all but their last tokens."""
+        more = {
+            "input_ids": ids[:, :-1].clamp(min=0),
+            "attention_mask": torch.ones_like(ids[:, :-1]),
+            "mm_token_type_ids": torch.zeros_like(ids[:, :-1]),
+            "token_type_ids": torch.ones_like(ids[:, :-1]),
+        }
+        return given | {
+            name: torch.cat([given[name], behind], 1)
+            for name, behind in more.items()
+            if name in given
+        }
+
+    def grid(self, canvas: Tensor) -> tuple[int, int]:
+        """By the placeholders in a prompt."""
+        return self._cells(self.inputs(canvas[None], "what is this"))
+
+    def _cells(self, given: dict[str, Tensor]) -> tuple[int, int]:
+        """As its grid of merged patches says, or of one image a square."""
+        count = int((given["input_ids"][0] == self.net.config.image_token_id).sum())
+        if "image_grid_thw" in given:
+            merge = self.processor.image_processor.merge_size
+            _, height, width = (
+                given["image_grid_thw"][0] // given["image_grid_thw"].new_tensor([1, merge, merge])
+            ).tolist()
+        else:
+            height = width = isqrt(count) if self.pixels.whole else 0
+        return (height, width) if height * width == count else (0, 0)
+
+    def _words(self, question: Tokens, prompt: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Each word's sub-tokens in a prompt, which has more of the image's than its text has
+        placeholders; the question's are found again by what they are."""
+        text = self.prompt(" ".join(question))
+        inside = word_tokens(self.tokenizer, question, text)
+        first, last = inside[0][0], inside[-1][-1]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][first : last + 1]
+        start = last_run(prompt, ids)
+        if start is None:
+            raise BadExample(
+                f"the sub-tokens of question {' '.join(question)[:57]!r} are not in the prompt "
+                "that the processor makes of it; leave out the methods of its words"
+            )
+        return tuple(tuple(i - first + start for i in tokens) for tokens in inside)
+
+
+def in_patches(canvas: Tensor, side: int) -> tuple[int, int]:
+    """Patches that a canvas ``(3, y, x)`` is cut into, ``(y, x)``."""
+    return canvas.shape[1] // side, canvas.shape[2] // side
+
+
+@contextmanager
+def eager(net: Any) -> Iterator[None]:
+    """With attention spelt out: the fast kernels do not show their probabilities."""
+    before = net.config._attn_implementation
+    net.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        net.set_attn_implementation(before)
