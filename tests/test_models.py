@@ -166,11 +166,11 @@ def test_kazemi_dropout_works_in_training_only() -> None:
         assert torch.equal(first, second) != training
 
 
-def test_kazemi_built_model_is_frozen_and_provides_everything() -> None:
+def test_kazemi_built_model_is_frozen_and_provides_what_it_can_do() -> None:
     model = KazemiSpec(random_seed=0, trunk="resnet18", image_size=64).build(torch.device("cpu"))
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert model.provides == frozenset(Capability) - {Capability.COMBINE}
+    assert model.provides == SplitModel.provides | {Capability.ATTENTION}
     assert model.answer_index("yes") == 0
     assert model.answer_index("no such answer") is None
 

@@ -99,13 +99,16 @@ class UpDn(StoredRegionModel):
         return RegionOutput(self.classifier(joint), attention)
 
     def encode(self, questions: Sequence[Tokens]) -> Tensor:
-        """Token sequences -> the GRU's last states ``(n, state)``."""
+        """Token sequences -> the GRU's last states ``(n, state)``; each question goes through it
+        once, however many images it is asked of."""
+        different = {question: i for i, question in enumerate(dict.fromkeys(questions))}
         padding = len(self.numbers)
-        ids = torch.full((len(questions), LENGTH), padding)
-        for row, question in zip(ids, questions, strict=True):
+        ids = torch.full((len(different), LENGTH), padding)
+        for row, question in zip(ids, different, strict=True):
             own = [self.numbers.get(word, padding) for word in question[:LENGTH]]
             row[LENGTH - len(own) :] = torch.tensor(own, dtype=torch.long)
-        return self.q_emb["rnn"](self.w_emb["emb"](ids.to(self.device)))[0][:, -1]
+        states = self.q_emb["rnn"](self.w_emb["emb"](ids.to(self.device)))[0][:, -1]
+        return states[[different[question] for question in questions]]
 
 
 def softmax_of(values: Tensor, kept: Tensor) -> Tensor:
