@@ -57,6 +57,11 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
         "python: logits": own("Plain"),
         "python: differentiable logits": own("Least"),
         "python: trunk, words, encode, head": own("Late"),
+        "huggingface: blip, mode open": {
+            "kind": "huggingface",
+            "path": str(folder("blip")),
+            "mode": "open",
+        },
         **{f"huggingface: {name}": hub.section(name, folder(name)) for name in hub.FAMILIES},
         **{
             title: hub.section(name, folder(name), image_size=48)
