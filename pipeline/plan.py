@@ -218,6 +218,8 @@ def obstacle(method: Method, model: VQAModel) -> str | None:
             f"provides {', '.join(sorted(model.provides))}). Remove the method or choose another "
             "model."
         )
+    if reason := method.objection(model):
+        return reason
     arrays = method.arrays(model.geometry) if isinstance(method, ImageMethod) else ()
     tokens = bool(arrays) and Capability.TOKENS in method.needs
     if model.geometry.varies and (tokens or any(spec.pixels for spec in arrays)):
@@ -228,6 +230,14 @@ def obstacle(method: Method, model: VQAModel) -> str | None:
             "an image_size (every image is squashed to it) or remove the method."
         )
     return None
+
+
+def unfit(method: Method, model: VQAModel) -> str | None:
+    """As ``obstacle``, options that do not fit the model's input among them."""
+    try:
+        return obstacle(method, model)
+    except UserError as error:
+        return str(error)
 
 
 def method_definitions(

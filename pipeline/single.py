@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.plan import check_capabilities
+from pipeline.plan import check_capabilities, unfit
 from schemas.config import BASELINES, Component
 from schemas.frame import Frame
 from schemas.limits import Limits
@@ -99,9 +99,9 @@ def explain(
 
 
 def suitable(model: VQAModel) -> tuple[str, ...]:
-    """Every method whose needs the model meets, but the baselines and RISE."""
-    needs = {name: method.needs for name, method in catalog.METHODS.items()}
-    return tuple(n for n in needs if n not in UNASKED and needs[n] <= model.provides)
+    """Every method that can explain the model, but the baselines and RISE."""
+    methods = catalog.methods({name: {} for name in catalog.METHODS if name not in UNASKED})
+    return tuple(name for name, method in methods.items() if not unfit(method, model))
 
 
 def _model(model: str | Mapping[str, Any] | VQAModel, device: str) -> VQAModel:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import obstacle
+from pipeline.plan import unfit
 from tests import hub, nets
 from workers import catalog
-from workers.errors import UserError
 from workers.models import deeper_lstm
 from workers.models.base import VQAModel
 
@@ -77,14 +76,7 @@ def build(section: dict[str, Any]) -> VQAModel:
 def runnable(model: VQAModel) -> list[str]:
     """The methods that explain a model."""
     methods = catalog.methods({name: SMALL.get(name, {}) for name in catalog.METHODS})
-    return [name for name, method in methods.items() if not _reason(method, model)]
-
-
-def _reason(method: Any, model: VQAModel) -> str | None:
-    try:
-        return obstacle(method, model)
-    except UserError as error:
-        return str(error)
+    return [name for name, method in methods.items() if not unfit(method, model)]
 
 
 def table(found: dict[str, list[str]]) -> str:

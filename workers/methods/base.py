@@ -222,6 +222,10 @@ class Method(Frozen, ABC):
         """Trunk forward passes an image costs beyond the clean one."""
         return 0
 
+    def objection(self, model: VQAModel) -> str | None:
+        """Why it cannot explain a model that has all it ``needs``; None where it can."""
+        return None
+
     def sweeps(self, geometry: Geometry) -> "tuple[Request, ...]":
         """What it asks of the sweep engine, all of it among ``passes``."""
         return ()
