@@ -213,6 +213,8 @@ def obstacle(method: Method, model: VQAModel) -> str | None:
     """Why a method cannot explain a model, and the remedy; None where it can."""
     if lack := lacking(method.needs, model):
         return f"{lack} Remove the method or choose another model."
+    if reason := method.objection(model):
+        return reason
     arrays = method.arrays(model.geometry) if isinstance(method, ImageMethod) else ()
     tokens = bool(arrays) and Capability.TOKENS in method.needs
     if model.geometry.varies and (tokens or any(spec.pixels for spec in arrays)):
@@ -223,6 +225,14 @@ def obstacle(method: Method, model: VQAModel) -> str | None:
             "an image_size (every image is squashed to it) or remove the method."
         )
     return None
+
+
+def unfit(method: Method, model: VQAModel) -> str | None:
+    """As ``obstacle``, options that do not fit the model's input among them."""
+    try:
+        return obstacle(method, model)
+    except UserError as error:
+        return str(error)
 
 
 def method_definitions(

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torchvision.transforms import functional as tv
 
 from tests.reference import kazemi as reference
-from workers.models.base import Capability, Tokens, Words, freeze
+from workers.models.base import Capability, SplitModel, Tokens, Words, freeze
 from workers.models.digest import weights_digest
 from workers.models.kazemi import Kazemi, KazemiConfig
 from workers.models.preprocessing import square_crop, to_canvas

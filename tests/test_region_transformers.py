@@ -185,6 +185,9 @@ def test_options_that_do_not_fit_are_refused(
         UserError, match=r"is a lxmert model, which sees regions; give model.features"
     ):
         build(section | {"features": []})
+    for option in ({"answers": ["yes", "no"]}, {"image_size": 32}, {"mode": "open"}):
+        with pytest.raises(UserError, match=rf"leave out model.{next(iter(option))}"):
+            build(hub.section("visual_bert", checkpoints("visual_bert"), **option))
     with pytest.raises(UserError, match="is a vilt model, which sees pixels; leave out"):
         build(hub.section("vilt", checkpoints("vilt"), features=section["features"]))
     with pytest.raises(UserError, match=r"does not name its 4 answers; give model.answers_file"):

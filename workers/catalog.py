@@ -26,11 +26,13 @@ from workers.methods.baselines import Center, Random
 from workers.methods.gradients import (
     Deconvnet,
     GradCam,
+    GradCamPlusPlus,
     GuidedBackprop,
     GuidedGradCam,
     InputXGradient,
     Saliency,
 )
+from workers.methods.lrp import LRP
 from workers.methods.occlusion import Occlusion
 from workers.methods.question_grad_cam import QuestionGradCam
 from workers.methods.regions import RegionAttention, RegionGradient, RegionOcclusion
@@ -83,10 +85,12 @@ METHODS: dict[str, type[Method]] = {
     "deconvnet": Deconvnet,
     "grad_cam": GradCam,
     "guided_grad_cam": GuidedGradCam,
+    "grad_cam_plus_plus": GradCamPlusPlus,
     "question_grad_cam": QuestionGradCam,
     "input_x_gradient": InputXGradient,
     "integrated_gradients": IntegratedGradients,
     "smooth_grad": SmoothGrad,
+    "lrp": LRP,
     "lime": Lime,
     "kernel_shap": KernelShap,
     "rise": RISE,

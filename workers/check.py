@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workers.asked import ask
 from workers.explain import Failed, guarded
 from workers.models.base import Capability, RegionModel, Tokens, VQAModel
 
@@ -71,7 +72,9 @@ def make_probe(model: VQAModel) -> Probe:
     draw = _regions if isinstance(model, RegionModel) else _picture
     seen = [draw(model, np.random.default_rng(seed)) for seed in (1, 2)]
     seen = [one.to(model.device, model.dtype) for one in seen]
-    return Probe(model, torch.stack(seen), model.tokenise(SHORT), model.tokenise(LONG))
+    short, long = model.tokenise(SHORT), model.tokenise(LONG)
+    bound = ask(model, seen[0], [short, long], [None, None]).model
+    return Probe(bound, torch.stack(seen), short, long)
 
 
 def _picture(model: VQAModel, drawn: np.random.Generator) -> Tensor:
@@ -170,11 +173,12 @@ def _input_kept(probe: Probe) -> tuple[bool, str]:
 def _gradients(probe: Probe) -> tuple[bool, str]:
     seen = probe.seen[:1].clone().requires_grad_()
     with torch.enable_grad():
-        best = probe.model.logits(seen.clone(), [probe.short]).max()
-    (gradient,) = torch.autograd.grad(best, seen)
-    size = float(gradient.abs().max())
+        # Not the top one's alone: where it is all but certain it does not move.
+        size = probe.model.logits(seen.clone(), [probe.short]).square().sum()
+    (gradient,) = torch.autograd.grad(size, seen)
+    largest = float(gradient.abs().max())
     where = "regions" if isinstance(probe.model, RegionModel) else "pixels"
-    return bool(gradient.isfinite().all()) and size > 0, f"up to {size:.1e} at the {where}"
+    return bool(gradient.isfinite().all()) and largest > 0, f"up to {largest:.1e} at the {where}"
 
 
 def _parts_agree(probe: Probe) -> tuple[bool, str]:

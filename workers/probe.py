@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from workers.asked import ask
 from workers.models.base import RegionModel, SplitModel, VQAModel
 
 
@@ -25,6 +26,8 @@ def forward_seconds(model: VQAModel, batch: int) -> float:
     """Seconds a single image's forward pass takes inside a batch, on the model's device."""
     batch = min(batch, 4)
     seen = torch.stack([_gray(model)] * batch).to(model.device, model.dtype)
+    if model.open:
+        model = ask(model, seen[0], [model.tokenise("what is this")], [None]).model
     _pass(model, seen[:1])
     start = time.perf_counter()
     _pass(model, seen)

@@ -163,6 +163,8 @@ class VQAModel(nn.Module, ABC):
     answers: tuple[str, ...]
     """The answer vocabulary; an answer index is a position in it."""
     geometry: Geometry
+    open: bool = False
+    """It writes its answers and has no list of them: an ``OpenModel`` before ``among``."""
     about: str = ""
     """What a person should know of it: what was found in its files, how it answers."""
     config: Frozen | None = None
@@ -302,6 +304,29 @@ class TokenModel(VQAModel):
     @abstractmethod
     def attend(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Attended:
         """Likewise its attention."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer and, of one that the model wrote itself, its tokens."""
+
+    answer: str
+    tokens: tuple[int, ...] | None = None
+
+
+class OpenModel(VQAModel):
+    """A model that writes its answers. It explains some of them: for an image and its questions
+    those it writes and those it is given."""
+
+    @abstractmethod
+    def write(self, canvas: Tensor, questions: Sequence[Tokens]) -> list[Written]:
+        """What it answers to each question about a canvas ``(3, y, x)``; greedy, so the same each
+        time."""
+
+    @abstractmethod
+    def among(self, answers: Sequence[Written]) -> VQAModel:
+        """The same model with these answers, and one more that stands for every other text: the
+        softmax of its logits is the probability that it writes exactly this."""
 
 
 class RegionModel(VQAModel):

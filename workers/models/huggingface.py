@@ -27,6 +27,7 @@ from workers.models.region_transformer import (
 from workers.models.regions import RegionFeatures
 from workers.models.transformer import (
     Blip,
+    Chooser,
     Classifier,
     Generative,
     Transformer,
@@ -44,6 +45,8 @@ RAW_PROMPTS = {"paligemma": "<image>answer en {question}"}
 """What a model without chat template was trained on."""
 DEFAULT_PROMPT = "{question}\nAnswer with one word or a short phrase."
 SAFE = "*.safetensors"
+PIXELS_OR_WRITING = ("answers", "prompt", "image_size")
+"""Options that mean nothing to a model of regions."""
 CANDIDATES = 256
 """Answers a generative model may choose from."""
 
@@ -78,9 +81,17 @@ class HuggingFaceSpec(ModelSpec):
     model sees regions."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights."""
+    mode: Literal["choice", "open"] = "choice"
+    """``choice``: a model that writes chooses among candidates. ``open``: it writes its answer,
+    which is the target ``predicted``; ``truth`` is the dataset's answer, given to it. What is
+    explained is the probability of exactly that text."""
+    longest_answer: PositiveInt = 16
+    """Sub-tokens that an open model writes at most."""
 
     @model_validator(mode="after")
     def _one_list(self) -> Self:
+        if self.mode == "open" and (self.answers or self.answers_file is not None):
+            raise ValueError("an open model writes its answers; leave out answers and answers_file")
         if self.answers and self.answers_file is not None:
             raise ValueError("give either answers or answers_file")
         if len(set(self.answers)) < len(self.answers):
@@ -103,6 +114,8 @@ class HuggingFaceSpec(ModelSpec):
             prompt=self.prompt,
             size=self.image_size,
             longest=self.longest,
+            mode=self.mode,
+            longest_answer=self.longest_answer,
         )
         answers = self._answers(family, net)
         model = _KINDS[family](net, processor, pixels, answers, settings)
@@ -120,6 +133,13 @@ class HuggingFaceSpec(ModelSpec):
             raise UserError(
                 f"{self.path} is a {kind} model, which sees pixels; leave out model.features"
             )
+        foreign = [name for name in PIXELS_OR_WRITING if getattr(self, name)]
+        foreign += ["mode"] if self.mode == "open" else []
+        if family == "regions" and foreign:
+            raise UserError(
+                f"{self.path} is a {kind} model, which sees regions and has its own answers (in "
+                f"their order in model.answers_file); leave out model.{', model.'.join(foreign)}"
+            )
 
     def _of_regions(self, net: Any) -> RegionTransformer:
         tokenizer, features = _tokenizer(self.path), RegionFeatures(self.features)
@@ -134,14 +154,19 @@ class HuggingFaceSpec(ModelSpec):
     def _answers(self, family: Family, net: Any) -> tuple[str, ...]:
         given = self.answers or self._read_answers()
         if family == "classifier":
-            if given:
-                raise UserError(f"{self.path} has its own answers (id2label); leave out answers")
+            if given or self.mode == "open":
+                raise UserError(
+                    f"{self.path} has its own answers (id2label); leave out answers and mode"
+                )
             labels = net.config.id2label
             return tuple(labels[i] for i in range(len(labels)))
+        if self.mode == "open":
+            return ()
         if len(given) < 2:
             raise UserError(
                 f"{self.path} writes its answers; give the candidates it chooses from: "
-                "model.answers: [yes, no, ...], or model.answers_file"
+                "model.answers: [yes, no, ...], or model.answers_file; or set model.mode: open to "
+                "explain what it writes"
             )
         if family == "generative" and len(given) > CANDIDATES:
             raise UserError(
@@ -171,18 +196,14 @@ class HuggingFaceSpec(ModelSpec):
     def _complete(self, model: Transformer) -> None:
         """What the kinds need beyond their net."""
         self._complete_kind(model)
+        if isinstance(model, Chooser):
+            model.open, model.longest = self.mode == "open", self.longest_answer
+            model.set_candidates([model.spelt(answer) for answer in model.answers])
         model.lay_out()
 
     def _complete_kind(self, model: Transformer) -> None:
         if isinstance(model, Blip):
             model.limit = model.net.config.text_config.max_position_embeddings
-            end = model.tokenizer.sep_token_id
-            model.set_candidates(
-                [
-                    [*model.tokenizer(a, add_special_tokens=False)["input_ids"], end]
-                    for a in model.answers
-                ]
-            )
         elif isinstance(model, Classifier):
             model.limit = model.net.config.max_position_embeddings
         elif isinstance(model, Generative):
@@ -194,10 +215,9 @@ class HuggingFaceSpec(ModelSpec):
         model.keeps = "logits_to_keep" in inspect.signature(model.net.forward).parameters
         text = model.net.config.get_text_config()
         model.new_cache = partial(_transformers().DynamicCache, config=text)
-        end = model.tokenizer.eos_token_id
-        if end is None:
+        if model.tokenizer.eos_token_id is None:
             raise UserError(f"{self.path}: its tokeniser has no eos_token, which ends an answer")
-        model.set_candidates([[*prompt.continued(a), end] for a in model.answers])
+        model.continued = prompt.continued
 
 
 class Prompt:
@@ -319,7 +339,8 @@ def architecture(family: Family, config: dict[str, Any]) -> Any:
 def load(spec: HuggingFaceSpec, kind: Any, config: dict[str, Any]) -> Any:
     """The net with all its weights from safetensors; transformers would fill gaps at random."""
     own: dict[str, Any] = {"max_image_length": -1} if config["model_type"] == "vilt" else {}
-    folder, source = Path(spec.path), spec.path or None
+    folder = Path(spec.path)
+    source: str | None = spec.path
     weights = folder / "pytorch_model.bin"
     if config["model_type"] in REGIONS and weights.exists() and not any(folder.glob(SAFE)):
         settings = kind.config_class.from_dict(config)

@@ -8,6 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from math import isqrt
 from typing import Any
 
@@ -24,11 +25,13 @@ from workers.models.base import (
     Capability,
     Embedded,
     Layer,
+    OpenModel,
     Places,
     Stream,
     TokenModel,
     Tokens,
     VQAModel,
+    Written,
 )
 from workers.models.pixels import TYPICAL, Pixels
 from workers.models.tokens import last_run, tapped, word_tokens
@@ -46,6 +49,8 @@ class TransformerConfig(Frozen):
     prompt: str
     size: int | None
     longest: int
+    mode: str
+    longest_answer: int
 
 
 class Subwords(VQAModel):
@@ -201,17 +206,54 @@ class Classifier(Transformer):
         )
 
 
-class Chooser(Transformer):
+REST = "(another answer)"
+"""What stands for every text that is not among a writing model's answers."""
+NOTHING = "(nothing)"
+"""The answer of a model that ends before it has begun."""
+MOST_LIKELY = -1e-7
+"""Log-probability that all answers together have at most, so that the rest's is finite."""
+
+
+class Chooser(Transformer, OpenModel):
     """A net that writes its answer; its logits are the log-likelihoods of the candidates.
 
-    ``ids (answer, token)`` are the candidates' sub-tokens, padded at the end with ``-1``.
+    ``ids (answer, token)`` are the candidates' sub-tokens, padded at the end with ``-1``. Without
+    candidates the model is open: ``among`` gives it some, and then its last logit is
+    ``log(1 - sum_k p_k)``, every other text.
     """
 
     ids: Tensor
+    rest: bool = False
+    """Whether the last answer stands for every other text."""
+    longest: int = 16
+    """Sub-tokens that are written at most; an answer that does not end by then has no end."""
+
+    def write(self, canvas: Tensor, questions: Sequence[Tokens]) -> list[Written]:
+        return [self._written(self.generate(canvas, question)) for question in questions]
+
+    @abstractmethod
+    def generate(self, canvas: Tensor, question: Tokens) -> list[int]:
+        """The sub-tokens that are likeliest one after another, the end included."""
+
+    @abstractmethod
+    def spelt(self, answer: str) -> list[int]:
+        """The sub-tokens of a given answer, the end included."""
+
+    def _written(self, ids: Sequence[int]) -> Written:
+        """Named as datasets write answers: lower case, single spaces, no full stop."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Written(" ".join(text.lower().split()).rstrip(".") or NOTHING, tuple(ids))
+
+    def among(self, answers: Sequence[Written]) -> "Chooser":
+        other = copy(self)
+        other._buffers = dict(self._buffers)
+        other.answers, other.open, other.rest = (*(a.answer for a in answers), REST), False, True
+        other.set_candidates([a.tokens or self.spelt(a.answer) for a in answers])
+        return other.to(self.device)
 
     def set_candidates(self, candidates: Sequence[Sequence[int]]) -> None:
         """Each candidate's sub-tokens, the token that ends an answer included."""
-        ids = torch.full((len(candidates), max(map(len, candidates))), -1)
+        ids = torch.full((len(candidates), max(map(len, candidates), default=1)), -1)
         for row, candidate in zip(ids, candidates, strict=True):
             row[: len(candidate)] = torch.tensor(candidate)
         self.register_buffer("ids", ids)
@@ -224,9 +266,24 @@ class Chooser(Transformer):
         parts = [self.answers_to_all(canvas[own], [q])[:, 0] for q, own in groups.items()]
         return torch.cat(parts)[torch.tensor(rows).argsort()]
 
-    @abstractmethod
     def answers_to_all(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
-        """``(n, question, answer)``; here it is the primitive."""
+        return self.with_rest(self.likelihoods(canvas, questions))
+
+    @abstractmethod
+    def likelihoods(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
+        """Of all candidates, ``(n, question, candidate)``."""
+
+    def with_rest(self, logits: Tensor) -> Tensor:
+        """``(..., candidate)`` -> ``(..., answer)``."""
+        if not self.rest:
+            return logits
+        total = logits.double().logsumexp(-1, keepdim=True).clamp(max=MOST_LIKELY)
+        return torch.cat([logits, (-total.expm1()).log().to(logits)], -1)
+
+    def asked_for(self, answers: Sequence[int]) -> tuple[Tensor, bool]:
+        """The candidates among some answers, and whether the rest is, as the last of all."""
+        rest = len(self.ids) in answers
+        return self.ids[[a for a in answers if a < len(self.ids)]], rest
 
 
 def likelihoods(logits: Tensor, ids: Tensor) -> Tensor:
@@ -243,12 +300,28 @@ class Blip(Chooser):
     A candidate's logit is the sum of the log-probabilities of its sub-tokens and of the end.
     """
 
-    def answers_to_all(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
+    def likelihoods(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
         image = self._image(canvas)
         return torch.stack([self._answers(image, question) for question in questions], 1)
 
     def some_logits(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Tensor:
-        return self._scores(self._states(self._image(canvas[None]), question), self.ids[answers])[0]
+        ids, rest = self.asked_for(answers)
+        logits = self._scores(self._states(self._image(canvas[None]), question), ids)[0]
+        return self.with_rest(logits) if rest else logits
+
+    def generate(self, canvas: Tensor, question: Tokens) -> list[int]:
+        text = self.asked([question])
+        said = self.net.generate(
+            input_ids=text["input_ids"],
+            attention_mask=text["attention_mask"],
+            **self.seen(canvas[None]),
+            **greedy(self.longest),
+        )[0].tolist()
+        return until(said[1:], self.tokenizer.sep_token_id)  # the first is where it starts from
+
+    def spelt(self, answer: str) -> list[int]:
+        ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        return [*ids, self.tokenizer.sep_token_id]
 
     @property
     def word_embeddings(self) -> nn.Module:
@@ -266,7 +339,7 @@ class Blip(Chooser):
             logits = self.some_logits(canvas, question, answers)
         cells = self.grid(canvas)
         words = word_tokens(self.tokenizer, question)
-        lengths = (self.ids[answers] >= 0).sum(1).tolist()
+        lengths = (self.asked_for(answers)[0] >= 0).sum(1).tolist()
         return Attended(
             logits=logits,
             layers=tuple(Layer(q, k, p) for (q, k), p in zip(streams, outputs, strict=True)),
@@ -333,13 +406,25 @@ class Generative(Chooser):
 
     prompt: Callable[[str], str]
     """A question -> the text that the model is given, the image's place included."""
+    continued: Callable[[str], list[int]]
+    """The sub-tokens of an answer where it follows the prompt."""
     keeps: bool
     """Whether the net can be asked for the last position's logits alone."""
     new_cache: Callable[[], Any]
     """An empty cache of keys and values for the net."""
 
-    def answers_to_all(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
+    def likelihoods(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
         return torch.stack([self._answers(canvas, " ".join(q)) for q in questions], 1)
+
+    def generate(self, canvas: Tensor, question: Tokens) -> list[int]:
+        given = self.inputs(canvas[None], " ".join(question))
+        end = self.tokenizer.eos_token_id
+        ends = {"eos_token_id": end, "pad_token_id": end}
+        said = self.net.generate(**given, **greedy(self.longest), **ends)[0].tolist()
+        return until(said[given["input_ids"].shape[1] :], end)
+
+    def spelt(self, answer: str) -> list[int]:
+        return [*self.continued(answer), self.tokenizer.eos_token_id]
 
     def inputs(self, canvas: Tensor, question: str) -> dict[str, Tensor]:
         """One prompt for every canvas, and the images, as the processor lays them out."""
@@ -390,7 +475,9 @@ class Generative(Chooser):
     # --- what its tokens hold -------------------------------------------------------------------
 
     def some_logits(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Tensor:
-        return self._scores(canvas[None], " ".join(question), self.ids[answers])[0]
+        ids, rest = self.asked_for(answers)
+        logits = self._scores(canvas[None], " ".join(question), ids)[0]
+        return self.with_rest(logits) if rest else logits
 
     @property
     def word_embeddings(self) -> nn.Module:
@@ -405,17 +492,18 @@ class Generative(Chooser):
     def attend(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Attended:
         """Image, question and answer are one sequence, one for each answer; an answer's tokens are
         each read from the one before it."""
-        ids = self.ids[answers]
+        ids, rest = self.asked_for(answers)
         given = self.inputs(canvas.expand(len(ids), -1, -1, -1), " ".join(question))
         prompt = given["input_ids"][0].tolist()
         modules = [self.word_embeddings, *(layer.self_attn for layer in self.decoder.layers)]
         with eager(self.net), tapped(modules) as outputs:
             logits = self.net(**self._continued(given, ids), use_cache=False).logits
         start = len(prompt) - 1
+        likely = likelihoods(logits[:, start:], ids)
         image = [i for i, token in enumerate(prompt) if token == self.net.config.image_token_id]
         ends = (start + (ids >= 0).sum(1)).tolist()
         return Attended(
-            logits=likelihoods(logits[:, start:], ids),
+            logits=self.with_rest(likely) if rest else likely,
             layers=tuple(Layer("all", "all", probabilities) for probabilities in outputs[1:]),
             image=Places("all", tuple(image)),
             cells=self._cells(given),
@@ -472,6 +560,23 @@ class Generative(Chooser):
                 "that the processor makes of it; leave out the methods of its words"
             )
         return tuple(tuple(i - first + start for i in tokens) for tokens in inside)
+
+
+def greedy(longest: int) -> dict[str, Any]:
+    """Options of ``generate``: the likeliest token at every step, and nothing that a checkpoint's
+    own settings add."""
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": longest,
+        "min_length": 0,
+        "repetition_penalty": 1.0,
+    }
+
+
+def until(ids: list[int], end: int) -> list[int]:
+    """Up to the end, and with it."""
+    return ids[: ids.index(end) + 1] if end in ids else ids
 
 
 def in_patches(canvas: Tensor, side: int) -> tuple[int, int]:
