@@ -177,6 +177,24 @@ def test_weights_as_they_were_published_are_read(
         build(hub.section(name, folder))
 
 
+def test_configuration_of_2020_is_read(
+    copy: Callable[[str], Path], models: dict[str, RegionModel]
+) -> None:
+    """As unc-nlp/lxmert-vqa-uncased has it beside sizes; a list of words is all its tokeniser."""
+    layers = {"cross_encoder": 2, "language": 1, "vision": 1}
+    task = {"task_mask_lm": True, "task_qa": True, "visual_loss_normalizer": 6.67}
+    old = {"return_dict": False, "use_cache": False, "layer_norm_eps": 1e-12}
+    folder = reconfigured(copy("lxmert"), num_hidden_layers=layers, **task, **old)
+    words = models["lxmert"].tokenizer.get_vocab()
+    (folder / "vocab.txt").write_text("\n".join(sorted(words, key=words.get)))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    model = build(hub.section("lxmert", folder))
+    regions, asked = model.regions(1, files.HEIGHT, files.WIDTH)[None], [("Is", "it", "red", "?")]
+    expected = models["lxmert"].logits(regions, asked)
+    torch.testing.assert_close(model.logits(regions, asked), expected)
+
+
 def test_options_that_do_not_fit_are_refused(
     copy: Callable[[str], Path], checkpoints: Checkpoints
 ) -> None:

@@ -55,6 +55,7 @@ class Lxmert(RegionTransformer):
             visual_feats=given[..., 4:],
             visual_pos=given[..., :4],
             visual_attention_mask=present(regions).to(self.weight_dtype),
+            return_dict=True,  # whatever an old configuration says
         )
         return RegionOutput(output.question_answering_score.float())
 
@@ -69,6 +70,7 @@ class VisualBert(RegionTransformer):
             visual_embeds=regions[..., 4:].to(self.weight_dtype),
             visual_token_type_ids=kept.new_ones(kept.shape).long(),
             visual_attention_mask=kept.to(self.weight_dtype),
+            return_dict=True,
         )
         return RegionOutput(output.logits.float())
 
