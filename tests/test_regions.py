@@ -356,30 +356,28 @@ def test_pickle_that_names_anything_is_refused_uncalled(call: bytes, tmp_path: P
     path = tmp_path / "dictionary.pkl"
     path.write_bytes(b"\x80\x02]" + call + b"a.")
     before = list(hostile.SUNG)
-    with pytest.raises(UserError, match=r"dictionary.pkl"):
+    with pytest.raises(UserError, match=r"dictionary.pkl: at byte \d+ its pickle has a step "):
         read_plain(path, "give another")
     assert before == hostile.SUNG
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "message"),
     [
-        b"",
-        b"\x80",
-        b"]",
-        b"\x80\x02]q\x00.x",
-        b"PK\x03\x04",
-        b"\x80\x02r\xff\xff\xff\x7f.",
-        b"\x80\x04\x96",
+        (b"", "is not a pickle, or damaged"),
+        (b"\x80", "is not a pickle, or damaged"),
+        (b"]", "is not a pickle, or damaged"),
+        (b"PK\x03\x04", "is not a pickle, or damaged"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "claims a place 2147483647 in memory"),
+        (b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.", "is not a pickle, or damaged"),
     ],
 )
-def test_damaged_pickle_or_one_that_claims_memory_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_damaged_pickle_or_one_that_claims_memory_is_refused(
+    data: bytes, message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(data)
-    if data.endswith(b".x"):
-        assert read_plain(path, "") == []  # what follows the end is not looked at
-        return
-    with pytest.raises(UserError, match=r"a.pkl"):
+    with pytest.raises(UserError, match=message):
         read_plain(path, "give another")
 
 
