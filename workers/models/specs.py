@@ -11,8 +11,9 @@ from workers.errors import UserError
 from workers.models import deeper_lstm, kazemi, pytorch_vqa
 from workers.models.base import ModelSpec, VQAModel, freeze
 from workers.models.checkpoints import is_safetensors, load_weights, read_state_dict
-from workers.models.deeper_lstm import UNKNOWN, DeeperLSTMConfig
+from workers.models.deeper_lstm import DeeperLSTMConfig
 from workers.models.kazemi import Kazemi, KazemiConfig
+from workers.models.questions import UNKNOWN
 from workers.models.trunks import TrunkName
 from workers.models.untrained import ANSWERS, WORDS, untrained
 

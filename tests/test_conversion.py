@@ -1,0 +1,247 @@
+"""Published weight files made into ours: the same logits as the published graphs, and what is
+refused."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.cli import main
+from tests import torch7
+from tests.reference import torch7_nets as published
+from tests.reference.deeper_lstm import image_vector
+from workers.errors import UserError
+from workers.models import deeper_lstm
+from workers.models.base import Tokens, freeze
+from workers.models.deeper_lstm_torch7 import layout
+from workers.models.specs import PUBLISHED_DEEPER
+from workers.models.trunks import TRUNKS
+from workers.models.vgg import load_vgg
+
+WORDS = ("what", "color", "is", "the", "circle", "UNK")
+ANSWERS = ("red", "blue", "yes")
+SIZES = {"embedding": 7, "state": 5, "layers": 2, "combine": 11, "image_size": 56, "pool": 3}
+SETTINGS = [
+    *(f"{key}={value}" for key, value in SIZES.items()),
+    *("trunk=small", "channels=[4,6,8,10]", "fully=[12,9]", "tokeniser=simple"),
+]
+LENGTHS = {
+    "embedding_w_q": 7 * 6 + 7,
+    "encoder_w_q": 20 * (7 + 1 + 5 + 1) + 20 * (5 + 1 + 5 + 1) + 5 + 1,
+    "multimodal_w": 11 * (2 * 2 * 5 + 1) + 11 * (9 + 1) + 3 * (11 + 1),
+}
+QUESTIONS: list[Tokens] = [("what", "color", "is", "the", "circle"), ("zebra",), ("is", "the")]
+Convert = Callable[..., str]
+
+
+@pytest.fixture
+def convert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Convert:
+    """The command, with the files in ``tmp_path``; what it printed. Refusals are errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(model: str, weights: Sequence[str], settings: Sequence[str], status: int = 0) -> str:
+        arguments = ["run_pipeline.py", "convert", model, "--vocabulary", "data_prepro.json"]
+        arguments += ["--trunk", "vgg.safetensors", "--out", "out.safetensors"]
+        for name in weights:
+            arguments += ["--weights", name]
+        for setting in settings:
+            arguments += ["--set", setting]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert ended.value.code == (status or 0), printed.err
+        return printed.err if status else printed.out
+
+    return run
+
+
+def random_vector(length: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.4, length).astype(np.float32)
+
+
+def write_vocabulary(path: Path, words: Sequence[str] = WORDS, answers: Sequence[str] = ANSWERS):
+    """``ix_to_word`` and ``ix_to_ans`` in no order, as json.dump writes a dict of Python 2."""
+    tables = {
+        key: {str(i): entry for i, entry in reversed([*enumerate(entries, 1)])}
+        for key, entries in (("ix_to_word", words), ("ix_to_ans", answers))
+    }
+    path.write_text(json.dumps({**tables, "unique_img_train": ["train2014/a.jpg"]}))
+
+
+def trunk_state(fully: Sequence[int] = (12, 9)) -> dict[str, torch.Tensor]:
+    """torchvision's names of a VGG, ImageNet's classifier included, on a small trunk."""
+    torch.manual_seed(3)
+    trunk = TRUNKS["small"]((4, 6, 8, 10))
+    state = {f"features.{name}": t for name, t in trunk.state_dict().items()}
+    inputs = 10 * 2 * 2
+    for i, width in enumerate((*fully, 1000)):
+        layer = nn.Linear(inputs, width)
+        state |= {f"classifier.{3 * i}.{n}": p.detach() for n, p in layer.named_parameters()}
+        inputs = width
+    return state
+
+
+@pytest.fixture
+def lstm_files(tmp_path: Path) -> dict[str, np.ndarray]:
+    """``lstm.t7``, ``data_prepro.json`` and the trunk's file; the vectors that are in the first."""
+    vectors = {key: random_vector(length, i) for i, (key, length) in enumerate(LENGTHS.items())}
+    on_gpu = {key: torch7.cuda(values) for key, values in vectors.items()}
+    torch7.save(on_gpu, tmp_path / "lstm.t7")
+    write_vocabulary(tmp_path / "data_prepro.json")
+    save_file(trunk_state(), tmp_path / "vgg.safetensors")
+    return vectors
+
+
+def test_converted_deeper_lstm_answers_as_the_published_graph(
+    convert: Convert, lstm_files: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    printed = convert("deeper_lstm", ["lstm.t7"], SETTINGS)
+    assert "out.safetensors: 3 answers, " in printed
+    assert "check-model recipes/deeper_lstm.yaml --set model.checkpoint=out.safetensors" in printed
+    model = freeze(deeper_lstm.load(tmp_path / "out.safetensors").double())
+    assert (model.config.words, model.config.answers) == (WORDS, ANSWERS)
+    generator = torch.Generator().manual_seed(1)
+    canvas = 255 * torch.rand(3, 3, 56, 56, dtype=torch.float64, generator=generator)
+    logits = model.logits(canvas, QUESTIONS)
+    features = model.trunk(model.normalise(canvas)).numpy()
+    state = {name: tensor.double().numpy() for name, tensor in trunk_state().items()}
+    fully = {name.replace("classifier", "image.fully"): tensor for name, tensor in state.items()}
+    for row, question in enumerate(QUESTIONS):
+        image = image_vector(fully, features[row], 3, 2)
+        numbers = [1 + WORDS.index(word if word in WORDS else "UNK") for word in question]
+        sizes = {**SIZES, "words": 6, "answers": 3}
+        expected = published.deeper_lstm(lstm_files, sizes, numbers, image)
+        np.testing.assert_allclose(logits[row], expected, rtol=0, atol=1e-12)
+
+
+def test_doubles_are_converted_too(
+    convert: Convert, lstm_files: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    convert("deeper_lstm", ["lstm.t7"], SETTINGS)
+    single = deeper_lstm.load(tmp_path / "out.safetensors").state_dict()
+    torch7.save({k: v.astype(np.float64) for k, v in lstm_files.items()}, tmp_path / "lstm.t7")
+    convert("deeper_lstm", ["lstm.t7"], SETTINGS)
+    double = deeper_lstm.load(tmp_path / "out.safetensors").state_dict()
+    assert all(torch.equal(single[name], double[name]) for name in single)
+
+
+def test_published_sizes_of_the_flat_vectors() -> None:
+    """The released file's lengths, with the default settings."""
+    parts = layout(PUBLISHED_DEEPER)
+    count = {k: sum(int(np.prod(p.shape)) for p in found) for k, (found, _) in parts.items()}
+    words = len(PUBLISHED_DEEPER.words)
+    assert count == {
+        "embedding_w_q": 200 * words + 200,
+        "encoder_w_q": 3_564_033,
+        "multimodal_w": 7_318_504,
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["state=6"],
+            "'encoder_w_q' holds 526 numbers, embedding=7, state=6 and layers=2 make 703; give the "
+            "vocabulary that the model was trained with, or --set the sizes it was trained with",
+        ),
+        (["embedding=8"], "'embedding_w_q' holds 49 numbers, 6 words and embedding=8 make 56; "),
+        (["combine=12"], "'multimodal_w' holds 377 numbers, combine=12, state=5, layers=2, fully="),
+        (["staet=6"], "(staet: Extra inputs are not permitted); settings are trunk, channels, "),
+        (["state=-1"], "(state: Input should be greater than 0); settings are trunk, channels, "),
+        (["fully=[13,9]"], "tensor 'classifier.0.weight' has shape [12, 40], the model needs [13,"),
+        (["fully=[12,8,9]"], "'classifier.3.weight' has shape [9, 12], the model needs [8, 12]; "),
+        (["pool=7"], "tensor 'classifier.0.weight' has shape [12, 40], the model needs [12, 10]; "),
+        (["channels=[4,6,8,12]"], "tensor 'features.5.conv1.weight' has shape [10, 8, 3, 3], the "),
+    ],
+)
+def test_other_sizes_than_the_file_s_are_refused(
+    convert: Convert, lstm_files: object, settings: list[str], message: str, tmp_path: Path
+) -> None:
+    assert message in convert("deeper_lstm", ["lstm.t7"], [*SETTINGS, *settings], status=2)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "data_prepro.json is not JSON ("),
+        ("[" * 5000, "data_prepro.json is not JSON ("),
+        ("[1]", "data_prepro.json has no 'ix_to_word'; give the JSON file that VQA_LSTM_CNN's"),
+        ('{"ix_to_word": {"1": "UNK"}}', "data_prepro.json has no 'ix_to_ans'; "),
+        (
+            '{"ix_to_word": {"0": "a", "1": "UNK"}, "ix_to_ans": {"1": "no"}}',
+            "data_prepro.json: the 2 entries of 'ix_to_word' are not texts numbered 1 to 2; ",
+        ),
+        (
+            '{"ix_to_word": {"1": 3}, "ix_to_ans": {"1": "no"}}',
+            "data_prepro.json: the 1 entries of 'ix_to_word' are not texts numbered 1 to 1; ",
+        ),
+        (
+            '{"ix_to_word": {"1": "a"}, "ix_to_ans": {"1": "no"}}',
+            "describe a model (Value error, the last of the words must be 'UNK'); settings are ",
+        ),
+        (
+            '{"ix_to_word": {"1": "a", "2": "UNK"}, "ix_to_ans": {"1": "no"}}',
+            "'embedding_w_q' holds 49 numbers, 2 words and embedding=7 make 21; give the vocab",
+        ),
+    ],
+)
+def test_wrong_vocabularies_are_refused(
+    convert: Convert, lstm_files: object, content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "data_prepro.json").write_text(content)
+    assert message in convert("deeper_lstm", ["lstm.t7"], SETTINGS, status=2)
+
+
+def test_wrong_files_are_refused(
+    convert: Convert, lstm_files: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    def refused(weights: Sequence[str] = ("lstm.t7",), model: str = "deeper_lstm") -> str:
+        return convert(model, weights, SETTINGS, status=2)
+
+    assert "no published files of 'kazemi' are known. Known: deeper_lstm" in refused(model="kazemi")
+    assert "2 files are given, a .t7 is one" in refused(["lstm.t7", "lstm.t7"])
+    assert "cannot read the weights none.t7: No such file" in refused(["none.t7"])
+    assert "vgg.safetensors is no file of Torch7's torch.save" in refused(["vgg.safetensors"])
+    torch7.save({"model_params": lstm_files["multimodal_w"]}, tmp_path / "lstm.t7")
+    assert "no flat vector 'embedding_w_q' (it holds 'model_params'); give the file" in refused()
+    lstm_files["encoder_w_q"][7] = np.nan
+    torch7.save(lstm_files, tmp_path / "lstm.t7")
+    assert "'encoder_w_q' holds numbers that are not finite; copy the file again" in refused()
+    (tmp_path / "data_prepro.json").unlink()
+    assert "cannot read the vocabulary data_prepro.json: No such file" in refused()
+
+
+def test_caffe_names_are_those_of_torchvision_in_the_order_of_the_layers(tmp_path: Path) -> None:
+    """conv1_1 to conv5_4 on a narrow VGG-19, fc6 and fc7; fc8 is left out."""
+    blocks = [(2, 2), (2, 2), (2, 4), (2, 4), (3, 4)]
+    caffe, features, inputs = {}, nn.Sequential(), 3
+    for block, (width, count) in enumerate(blocks, 1):
+        for k in range(1, count + 1):
+            features.extend([nn.Conv2d(inputs, width, 3), nn.ReLU()])
+            inputs = width
+            for name, tensor in nn.Conv2d(*features[-2].weight.shape[1::-1], 3).named_parameters():
+                caffe[f"conv{block}_{k}.{name}"] = tensor.detach()
+    fully = nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 5), nn.ReLU())
+    for k, (i, o) in enumerate(((12, 5), (5, 5), (5, 9)), 6):
+        caffe |= {f"fc{k}.{n}": p.detach() for n, p in nn.Linear(i, o).named_parameters()}
+    torch.save(dict(reversed(caffe.items())), tmp_path / "vgg.pth")
+    load_vgg(features, fully, tmp_path / "vgg.pth", "vgg19")
+    assert torch.equal(features[0].weight, caffe["conv1_1.weight"])
+    assert torch.equal(features[2 * 11].bias, caffe["conv4_4.bias"])
+    assert torch.equal(features[2 * 15].weight, caffe["conv5_4.weight"])
+    assert torch.equal(fully[3].weight, caffe["fc7.weight"])
+    caffe["conv5_5.weight"] = torch.zeros(1)
+    torch.save(caffe, tmp_path / "vgg.pth")
+    with pytest.raises(UserError, match="has 17 convolutions, the trunk 16; give weights of the"):
+        load_vgg(features, fully, tmp_path / "vgg.pth", "vgg19")
