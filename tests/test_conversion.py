@@ -14,13 +14,15 @@ from torch import nn
 
 from pipeline.cli import main
 from tests import torch7
+from tests.reference import nngraph
 from tests.reference import torch7_nets as published
 from tests.reference.deeper_lstm import image_vector
 from workers.errors import UserError
-from workers.models import deeper_lstm
+from workers.models import deeper_lstm, san, san_files
 from workers.models.base import Tokens, freeze
 from workers.models.deeper_lstm_torch7 import layout
-from workers.models.specs import PUBLISHED_DEEPER
+from workers.models.flat import Part
+from workers.models.specs import PUBLISHED_DEEPER, PUBLISHED_SAN
 from workers.models.trunks import TRUNKS
 from workers.models.vgg import load_vgg
 
@@ -36,6 +38,11 @@ LENGTHS = {
     "encoder_w_q": 20 * (7 + 1 + 5 + 1) + 20 * (5 + 1 + 5 + 1) + 5 + 1,
     "multimodal_w": 11 * (2 * 2 * 5 + 1) + 11 * (9 + 1) + 3 * (11 + 1),
 }
+SAN_SIZES = {"embedding": 7, "state": 6, "attention": 5, "image_size": 32}
+SAN_SETTINGS = [
+    *(f"{key}={value}" for key, value in SAN_SIZES.items()),
+    *("trunk=small", "channels=[4,6,8,10]", "tokeniser=simple"),
+]
 QUESTIONS: list[Tokens] = [("what", "color", "is", "the", "circle"), ("zebra",), ("is", "the")]
 Convert = Callable[..., str]
 
@@ -209,7 +216,9 @@ def test_wrong_files_are_refused(
     def refused(weights: Sequence[str] = ("lstm.t7",), model: str = "deeper_lstm") -> str:
         return convert(model, weights, SETTINGS, status=2)
 
-    assert "no published files of 'kazemi' are known. Known: deeper_lstm" in refused(model="kazemi")
+    assert "no published files of 'kazemi' are known. Known: deeper_lstm, san." in refused(
+        model="kazemi"
+    )
     assert "2 files are given, a .t7 is one" in refused(["lstm.t7", "lstm.t7"])
     assert "cannot read the weights none.t7: No such file" in refused(["none.t7"])
     assert "vgg.safetensors is no file of Torch7's torch.save" in refused(["vgg.safetensors"])
@@ -245,3 +254,171 @@ def test_caffe_names_are_those_of_torchvision_in_the_order_of_the_layers(tmp_pat
     torch.save(caffe, tmp_path / "vgg.pth")
     with pytest.raises(UserError, match="has 17 convolutions, the trunk 16; give weights of the"):
         load_vgg(features, fully, tmp_path / "vgg.pth", "vgg19")
+
+
+def san_length(stacks: int) -> int:
+    """Numbers of a small network of ``SAN_SIZES`` over 10 channels, counted layer by layer."""
+    lstms = 7 * 7 + 24 * (7 + 1 + 6) + 24 * (6 + 1 + 6)
+    return lstms + 6 * 11 + stacks * (5 * 7 + 5 * 7 + 6) + 3 * 7
+
+
+@pytest.fixture
+def san_files_of(tmp_path: Path) -> Callable[[int], np.ndarray]:
+    """Writes ``san.t7`` of so many attention layers, and its vocabulary and trunk."""
+
+    def write(stacks: int) -> np.ndarray:
+        vector = random_vector(san_length(stacks), stacks)
+        options = {"rnn_size": 6, "num_attention_layers": stacks, "log_path": "logs/", "gpu": 0}
+        file = {"model_params": torch7.cuda(vector), "opt": options}
+        torch7.save(file, tmp_path / "san.t7")
+        write_vocabulary(tmp_path / "data_prepro.json")
+        save_file(trunk_state(), tmp_path / "vgg.safetensors")
+        return vector
+
+    return write
+
+
+@pytest.mark.parametrize("stacks", [1, 2, 3])
+def test_converted_san_answers_as_the_published_graph(
+    convert: Convert, san_files_of: Callable[[int], np.ndarray], stacks: int, tmp_path: Path
+) -> None:
+    vector = san_files_of(stacks)
+    settings = SAN_SETTINGS if stacks == 2 else [*SAN_SETTINGS, f"stacks={stacks}"]
+    convert("san", ["san.t7"], settings)
+    model = freeze(san.load(tmp_path / "out.safetensors").double())
+    assert model.geometry.glimpses == stacks
+    generator = torch.Generator().manual_seed(1)
+    canvas = 255 * torch.rand(3, 3, 32, 32, dtype=torch.float64, generator=generator)
+    features = model.trunk(model.normalise(canvas))
+    output = model.head(features, model.encode(model.words(QUESTIONS)))
+    assert output.attention is not None
+    sizes = {**SAN_SIZES, "words": 6, "answers": 3, "stacks": stacks}
+    for row, question in enumerate(QUESTIONS):
+        numbers = [1 + WORDS.index(word if word in WORDS else "UNK") for word in question]
+        logits, attention = published.san(vector, sizes, numbers, features[row].numpy())
+        np.testing.assert_allclose(output.logits[row], logits, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(output.attention[row].flatten(1), attention, rtol=0, atol=1e-9)
+
+
+def test_san_of_other_sizes_is_refused(
+    convert: Convert, san_files_of: Callable[[int], np.ndarray]
+) -> None:
+    san_files_of(2)
+    refused = convert("san", ["san.t7"], [*SAN_SETTINGS, "stacks=1"], status=2)
+    assert (
+        f"san.t7: 'model_params' holds {san_length(2)} numbers, 6 words, 3 answers, embedding=7, "
+        f"state=6, layers=2, attention=5, stacks=1 make {san_length(1)}; give the vocabulary that "
+        "the model was trained with, or --set the sizes it was trained with"
+    ) in refused
+    assert "2 files are given" in convert("san", ["san.t7", "san.t7"], SAN_SETTINGS, status=2)
+
+
+def test_published_length_of_san_2() -> None:
+    """Counted by hand from the published graph's layers."""
+    words = len(PUBLISHED_SAN.words)
+    lstm = 200 * 4096 + 4096 + 1024 * 4096 + 1024 * 4096 + 4096 + 1024 * 4096
+    layer = 2 * (1024 * 512 + 512) + 512 + 1
+    parts, _ = san_files.layout(PUBLISHED_SAN)
+    assert sum(int(np.prod(part.shape)) for part in parts) == (
+        200 * (words + 1) + lstm + 513 * 1024 + 2 * layer + 1025 * 1000
+    )
+
+
+class PublishedSAN(nn.Module):
+    """abhi608/sans-pytorch's three models in one, written from its description."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lookuptable = nn.Linear(6, 7, bias=False)
+        self.LSTM = nn.LSTM(7, 6, 2, batch_first=True)
+        self.linear = nn.Linear(10, 6)
+        self.fc11, self.fc12 = nn.Linear(6, 5), nn.Linear(6, 5, bias=False)
+        self.fc21, self.fc22 = nn.Linear(6, 5), nn.Linear(6, 5, bias=False)
+        self.fc13, self.fc23, self.fc = nn.Linear(5, 1), nn.Linear(5, 1), nn.Linear(6, 3)
+
+    def forward(self, question: Sequence[int], features: torch.Tensor) -> list[torch.Tensor]:
+        one_hot = torch.eye(6)[list(question)][None]
+        u = self.LSTM(torch.tanh(self.lookuptable(one_hot)))[0][:, -1]
+        image = torch.tanh(self.linear(features.flatten(1).T))[None]
+        maps = []
+        for ask, look, score in (
+            (self.fc11, self.fc12, self.fc13),
+            (self.fc21, self.fc22, self.fc23),
+        ):
+            p = score(torch.tanh(ask(u).view(1, 1, 5) + look(image))).view(1, 1, -1).softmax(2)
+            u = u + p.matmul(image).view(1, -1)
+            maps.append(p.flatten())
+        return [self.fc(u)[0], *maps]
+
+
+def test_converted_pytorch_san_answers_as_the_published_modules(
+    convert: Convert, san_files_of: Callable[[int], np.ndarray], tmp_path: Path
+) -> None:
+    san_files_of(2)
+    torch.manual_seed(4)
+    net = PublishedSAN().eval().requires_grad_(False)
+    state = net.state_dict()
+    parts = {"question": ("lookuptable", "LSTM"), "image": ("linear",), "attention": ("fc",)}
+    for name, heads in parts.items():
+        part = {key: tensor for key, tensor in state.items() if key.startswith(heads)}
+        torch.save(part, tmp_path / f"{name}_model.pkl")
+    three = [f"{name}_model.pkl" for name in parts]
+    convert("san", three, SAN_SETTINGS)
+    model = freeze(san.load(tmp_path / "out.safetensors"))
+    assert model.config.word_tanh
+    generator = torch.Generator().manual_seed(1)
+    features = torch.rand(3, 10, 4, 4, generator=generator)
+    output = model.head(features, model.encode(model.words(QUESTIONS)))
+    assert output.attention is not None
+    for row, question in enumerate(QUESTIONS):
+        numbers = [WORDS.index(word if word in WORDS else "UNK") for word in question]
+        logits, *maps = net(numbers, features[row])
+        torch.testing.assert_close(output.logits[row], logits, rtol=0, atol=1e-6)
+        torch.testing.assert_close(output.attention[row].flatten(1), torch.stack(maps))
+    torch.save(state, tmp_path / "merged.pth")
+    convert("san", ["merged.pth"], SAN_SETTINGS)
+    again = san.load(tmp_path / "out.safetensors").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+    def refused(*files: str) -> str:
+        return convert("san", files, SAN_SETTINGS, status=2)
+
+    assert "question_model.pkl, image_model.pkl has no tensor 'fc.weight', which" in refused(
+        *three[:2]
+    )
+    assert "merged.pth has a tensor 'linear.weight' that a file before it has" in refused(
+        "image_model.pkl", "merged.pth"
+    )
+    torch.save({**state, "fc12.bias": torch.zeros(5)}, tmp_path / "merged.pth")
+    assert "merged.pth has a tensor 'fc12.bias' of shape [5], which the model has" in refused(
+        "merged.pth"
+    )
+    torch.save({**state, "fc21.weight": torch.zeros(5, 7)}, tmp_path / "merged.pth")
+    assert "tensor 'fc21.weight' has shape [5, 7], the model needs [5, 6]; give" in refused(
+        "merged.pth"
+    )
+
+
+def named(parts: Sequence[Part]) -> list[str]:
+    """The modules of these parameters, each once."""
+    return [*dict.fromkeys(part.name.rsplit(".", 1)[0] for part in parts)]
+
+
+@pytest.mark.parametrize("stacks", [1, 2, 3])
+def test_order_of_the_san_s_parameters_is_nngraph_s(stacks: int) -> None:
+    modules = nngraph.stacked_attention(stacks)
+    parts, _ = san_files.layout(PUBLISHED_SAN.model_copy(update={"stacks": stacks}))
+    assert named(parts)[2:] == [m for m in modules if m in named(parts)]
+    if stacks == 2:  # where the project's eval.lua reads the attention, counted from 1
+        assert (modules[22 - 1], modules[35 - 1]) == ("softmax0", "softmax1")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_order_of_the_deeper_lstm_s_parameters_is_nngraph_s(layers: int) -> None:
+    parts = layout(PUBLISHED_DEEPER.model_copy(update={"layers": layers}))
+    linear = [m for m in nngraph.conventional_lstm(layers) if m[:2] in ("ih", "hh", "un")]
+    found = [part.name for part in parts["encoder_w_q"][0] if "weight" in part.name]
+    places = [f"question.lstm.weight_{m[:2]}_l{m[2:]}" for m in linear[:-1]]
+    assert found == [*places, "unused.weight"]
+    multimodal = named(parts["multimodal_w"][0])
+    assert multimodal == [*(m for m in nngraph.product() if m in multimodal), "answer"]

@@ -82,7 +82,7 @@ def test_what_is_no_plain_table_is_refused(tmp_path: Path, data: bytes, message:
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "none.t7"
     assert refusal(path) == (
-        f"cannot read the weights {path}: No such file or directory; give the path of a .t7 file"
+        f"cannot read the weights {path}: No such file or directory; give the path of a weight file"
     )
 
 

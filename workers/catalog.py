@@ -41,7 +41,7 @@ from workers.metrics.localisation import Localisation
 from workers.metrics.rank_correlation import RankCorrelation
 from workers.metrics.sparsity import Sparsity
 from workers.metrics.tang_yuan import TangYuan
-from workers.models import deeper_lstm_torch7
+from workers.models import deeper_lstm_torch7, san_files
 from workers.models.base import ModelSpec, VQAModel
 from workers.models.flat import Sources
 from workers.models.huggingface import HuggingFaceSpec
@@ -52,6 +52,7 @@ from workers.models.specs import (
     DemoSpec,
     EasyVQASpec,
     KazemiSpec,
+    SANSpec,
 )
 
 DATASETS: dict[str, type[Dataset]] = {
@@ -67,11 +68,13 @@ MODELS: dict[str, type[ModelSpec]] = {
     "easy_vqa": EasyVQASpec,
     "kazemi": KazemiSpec,
     "deeper_lstm": DeeperLSTMSpec,
+    "san": SANSpec,
     "python": PythonSpec,
     "huggingface": HuggingFaceSpec,
 }
 CONVERSIONS: dict[str, Callable[[Sources, Mapping[str, Any], Path], VQAModel]] = {
     "deeper_lstm": deeper_lstm_torch7.convert,
+    "san": san_files.convert,
 }
 """What makes a weight file of ours from published ones; a conversion's sizes are options too."""
 METHODS: dict[str, type[Method]] = {

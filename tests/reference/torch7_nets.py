@@ -6,11 +6,11 @@ VQA_LSTM_CNN, ``FastLSTM.lua`` of Element-Research/rnn and ``san.lua`` of neural
 the layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from tests.reference.kazemi import sigmoid
+from tests.reference.kazemi import sigmoid, softmax
 
 
 class Flat:
@@ -72,3 +72,46 @@ def deeper_lstm(
     answer = flat.linear(joint, sizes["answers"])
     flat.end()
     return apply(answer, np.tanh(apply(question_in, question)) * np.tanh(apply(image_in, image)))
+
+
+def fast_lstm(flat: Flat, inputs: int, state: int) -> Callable[[np.ndarray], np.ndarray]:
+    """One ``nn.FastLSTM``: its gates are input, candidate, forget, output; only the input's
+    ``Linear`` has a bias."""
+    i2g, o2g = flat.linear(inputs, 4 * state), flat.take(4 * state, state)
+    memory = {"h": np.zeros(state), "c": np.zeros(state)}
+
+    def step(x: np.ndarray) -> np.ndarray:
+        entered, candidate, kept, shown = np.split(apply(i2g, x) + o2g @ memory["h"], 4)
+        memory["c"] = sigmoid(kept) * memory["c"] + sigmoid(entered) * np.tanh(candidate)
+        memory["h"] = sigmoid(shown) * np.tanh(memory["c"])
+        return memory["h"]
+
+    return step
+
+
+def san(
+    vector: np.ndarray, sizes: Mapping[str, int], words: Sequence[int], features: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and attention ``(layer, cell)``, of ``words`` counted from 1 and features ``(channel,
+    y, x)``; the parameters in the order of ``san.lua``'s sorted graph."""
+    state, attention, stacks = sizes["state"], sizes["attention"], sizes["stacks"]
+    flat = Flat(vector)
+    lookup = flat.take(sizes["words"] + 1, sizes["embedding"])
+    lower = fast_lstm(flat, sizes["embedding"], state)
+    upper = fast_lstm(flat, state, state)
+    image = flat.linear(len(features), state)
+    image_common = {k: flat.linear(state, attention) for k in range(stacks, 0, -1)}
+    v = [np.tanh(apply(image, cell)) for cell in features.reshape(len(features), -1).T]
+    u = np.zeros(state)
+    for word in words:
+        u = upper(lower(lookup[word]))  # LookupTableMaskZero adds one: row 0 is padding
+    maps = []
+    for k in range(1, stacks + 1):
+        question_common, score = flat.linear(state, attention), flat.linear(attention, 1)
+        asked = apply(question_common, u)
+        h = [apply(score, np.tanh(apply(image_common[k], cell) + asked))[0] for cell in v]
+        maps.append(softmax(np.array(h)))
+        u = u + np.stack(v).T @ maps[-1]
+    logits = apply(flat.linear(state, sizes["answers"]), u)
+    flat.end()
+    return logits, np.stack(maps)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,6 +48,9 @@ class Geometry(Frozen):
     feature_height: int = 0
     feature_width: int = 0
     glimpses: int = 0
+    glimpse_map: Literal["mean", "last"] = "mean"
+    """Which map the glimpses make: the mean of glimpses that count alike, or the last of those that
+    follow one another."""
     combine: int = 0
 
 

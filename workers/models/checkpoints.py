@@ -160,7 +160,9 @@ def _plain(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def load_weights(model: nn.Module, found: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+def load_weights(
+    model: nn.Module, found: Mapping[str, Tensor], path: Path | str, remedy: str
+) -> None:
     """Give ``model`` its weights, or say which tensor of the file is missing, extra or misshapen.
 
     BatchNorm's batch counters may be missing, as they are in files older than PyTorch 0.4.1.

@@ -25,6 +25,7 @@ import numpy as np
 from workers.errors import UserError
 
 NIL, NUMBER, STRING, TABLE, OBJECT, BOOLEAN = range(6)
+HEADS = (struct.pack("<i", TABLE), struct.pack("<i", OBJECT))
 FUNCTIONS = (6, 7, 8)
 """Kinds of Lua's functions in the file's three versions."""
 DTYPES = {"Float": "<f4", "Double": "<f8", "Cuda": "<f4"}
@@ -43,15 +44,8 @@ REMEDY = "copy the file again, or save the plain table of tensors with Torch7's 
 def read_torch7(path: Path) -> Any:
     """The object in the file: float, str, bool, None, dict, or a read-only array of a tensor's
     shape. ``UserError`` names the byte at which the file is not what it should be."""
-    try:
-        with path.open("rb") as file:
-            _check_head(path, file.read(4))
-            file.seek(0)
-            reader = _Reader(path, file.read())
-    except OSError as error:
-        raise UserError(
-            f"cannot read the weights {path}: {error.strerror}; give the path of a .t7 file"
-        ) from error
+    _check_head(path, _bytes(path, 4))
+    reader = _Reader(path, _bytes(path, -1))
     found = reader.value(0)
     if reader.left:
         reader.refuse(f"{reader.left} bytes are left after the object's end")
@@ -60,8 +54,17 @@ def read_torch7(path: Path) -> Any:
 
 def is_torch7(path: Path) -> bool:
     """Whether the file begins like a Torch7 table or object."""
-    with path.open("rb") as file:
-        return file.read(4) in (struct.pack("<i", TABLE), struct.pack("<i", OBJECT))
+    return _bytes(path, 4) in HEADS
+
+
+def _bytes(path: Path, count: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise UserError(
+            f"cannot read the weights {path}: {error.strerror}; give the path of a weight file"
+        ) from error
 
 
 def _check_head(path: Path, head: bytes) -> None:
@@ -69,7 +72,7 @@ def _check_head(path: Path, head: bytes) -> None:
         raise UserError(
             f"{path} is a Torch7 file in ASCII; save it with torch.save in its default, binary mode"
         )
-    if head not in (struct.pack("<i", TABLE), struct.pack("<i", OBJECT)):
+    if head not in HEADS:
         raise UserError(
             f"{path} is no file of Torch7's torch.save, or was not written on a little-endian "
             f"machine; {REMEDY}"
