@@ -11,9 +11,17 @@ from pipeline.console import console
 
 @app.command()
 def convert(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="deeper_lstm.")],
-    weights: Annotated[list[Path], typer.Option(help="The published weights: lstm.t7.")],
-    vocabulary: Annotated[Path, typer.Option(help="Their vocabulary: data_prepro.json.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="deeper_lstm or san.")],
+    weights: Annotated[
+        list[Path],
+        typer.Option(
+            help="The published weights: lstm.t7; san2_150000.t7 (san1_120000.t7 with --set "
+            "stacks=1), or sans-pytorch's three .pkl files, an option each."
+        ),
+    ],
+    vocabulary: Annotated[
+        Path, typer.Option(help="Their vocabulary: data_prepro.json; params.json.")
+    ],
     trunk: Annotated[
         Path,
         typer.Option(
@@ -33,6 +41,7 @@ def convert(
     --trunk vgg19.pth --out deeper_lstm.safetensors
 
     Sizes other than the published ones are --set, for instance --set state=256 --set layers=1.
+    More in docs/models.md.
     """
     from pipeline.convert import convert as make
     from pipeline.recipe import override

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
+from pipeline import explain
 from tests import nets
 from tests.reference import san as reference
 from workers import catalog
@@ -16,7 +17,7 @@ from workers.methods.attention import Attention
 from workers.methods.base import Scene
 from workers.methods.gradients import GradCam
 from workers.methods.occlusion import Occlusion
-from workers.models import san
+from workers.models import deeper_lstm, san
 from workers.models.base import Capability, SplitModel, Tokens, Words, freeze
 from workers.models.san import SAN
 from workers.models.specs import PUBLISHED_SAN, SANSpec
@@ -180,3 +181,13 @@ def test_published_san_has_the_published_sizes() -> None:
     assert shapes["stacks.1.question.weight"] == [512, 1024]
     assert shapes["answer.weight"] == [1000, 1024]
     assert sum(p.numel() for p in model.trunk_net.parameters()) == 20_024_384  # VGG-19's 16 layers
+
+
+def test_our_weight_files_are_explained_whichever_model_they_hold(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    san.save(san.untrained(CONFIG, 0), tmp_path / "san.safetensors")
+    deeper_lstm.save(deeper_lstm.untrained(nets.LSTM, 0), tmp_path / "lstm.safetensors")
+    shapes = {"san": ("attention", "map", (4, 4)), "lstm": ("grad_cam", "map", (7, 7))}
+    for name, (method, array, shape) in shapes.items():
+        found = explain(str(tmp_path / f"{name}.safetensors"), image, "what color?", [method])
+        assert found.maps[method][array].shape == shape

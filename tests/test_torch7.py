@@ -132,13 +132,13 @@ def test_deep_or_endless_tables_are_refused(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_read_or_refused_soon_and_small(tmp_path: Path) -> None:
-    """Every truncation, and three thousand flipped bits."""
-    big = np.zeros(5000, np.float32)
+    """Truncations and a thousand flips of bits; tests/test_fuzz.py does more."""
+    big = np.zeros(500, np.float32)
     whole = writer.dumps({"opt": {"size": 200, "gpu": True}, "w": FLAT, "b": big})
     generator, path, refused = random.Random(0), tmp_path / "damaged.t7", 0
     cuts = [whole[:end] for end in range(0, len(whole), 7)]
     flips = []
-    for _ in range(3000):
+    for _ in range(1000):
         data = bytearray(whole)
         for _ in range(generator.randint(1, 4)):
             data[generator.randrange(450)] ^= 1 << generator.randrange(8)
@@ -151,4 +151,4 @@ def test_damaged_files_are_read_or_refused_soon_and_small(tmp_path: Path) -> Non
             except UserError as error:
                 assert str(path) in str(error)
                 refused += 1
-    assert refused > len(cuts) + 1500
+    assert refused > len(cuts) + 500

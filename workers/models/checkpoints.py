@@ -65,6 +65,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} is a damaged safetensors file; copy or make it again") from error
 
 
+def read_format(path: Path) -> str | None:
+    """What form of ours a safetensors file says it has; its tensors are not read."""
+    if not is_safetensors(path):
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format")
+    except SafetensorError:
+        return None
+
+
 def read_torch(path: Path) -> Any:
     """What ``torch.save`` wrote, on the CPU, as long as it is tensors in plain containers.
 

@@ -11,7 +11,12 @@ from torch import nn
 from workers.errors import UserError
 from workers.models import deeper_lstm, kazemi, pytorch_vqa, san
 from workers.models.base import ModelSpec, VQAModel, freeze
-from workers.models.checkpoints import is_safetensors, load_weights, read_state_dict
+from workers.models.checkpoints import (
+    is_safetensors,
+    load_weights,
+    read_format,
+    read_state_dict,
+)
 from workers.models.deeper_lstm import DeeperLSTMConfig
 from workers.models.kazemi import Kazemi, KazemiConfig
 from workers.models.questions import UNKNOWN
@@ -24,6 +29,19 @@ PUBLISHED = KazemiConfig(words=WORDS, answers=ANSWERS)
 PUBLISHED_DEEPER = DeeperLSTMConfig(words=(*WORDS, "?", UNKNOWN), answers=ANSWERS[:1000])
 PUBLISHED_SAN = SANConfig(words=PUBLISHED_DEEPER.words, answers=PUBLISHED_DEEPER.answers)
 HEAD = ("text", "attention", "classifier")
+
+FAMILIES = {
+    kazemi.FORMAT: "kazemi",
+    deeper_lstm.FORMAT: "deeper_lstm",
+    san.FORMAT: "san",
+}
+"""The catalogue's names of the forms of our own weight files."""
+
+
+def family(path: Path) -> str:
+    """The catalogue's name of the model in one of our files; ``kazemi``, which will refuse it, for
+    what is no such file."""
+    return FAMILIES.get(read_format(path) or "", "kazemi")
 
 
 class KazemiSpec(ModelSpec):
