@@ -15,8 +15,8 @@ def convert(
     weights: Annotated[
         list[Path],
         typer.Option(
-            help="The published weights: lstm.t7; san2_150000.t7 (san1_120000.t7 with --set "
-            "stacks=1), or sans-pytorch's three .pkl files, an option each."
+            help="The published weights: lstm.t7; san2_150000.t7 or san1_120000.t7, or "
+            "sans-pytorch's three .pkl files, an option each."
         ),
     ],
     vocabulary: Annotated[

@@ -224,6 +224,10 @@ def test_wrong_files_are_refused(
     assert "vgg.safetensors is no file of Torch7's torch.save" in refused(["vgg.safetensors"])
     torch7.save({"model_params": lstm_files["multimodal_w"]}, tmp_path / "lstm.t7")
     assert "no flat vector 'embedding_w_q' (it holds 'model_params'); give the file" in refused()
+    torch7.save(lstm_files["multimodal_w"], tmp_path / "lstm.t7")
+    assert "no flat vector 'embedding_w_q' (it holds no table); give the file" in refused()
+    torch7.save({"embedding_w_q": 3}, tmp_path / "lstm.t7")
+    assert "no flat vector 'embedding_w_q' (it holds 'embedding_w_q'); give the" in refused()
     lstm_files["encoder_w_q"][7] = np.nan
     torch7.save(lstm_files, tmp_path / "lstm.t7")
     assert "'encoder_w_q' holds numbers that are not finite; copy the file again" in refused()
@@ -241,7 +245,9 @@ def test_caffe_names_are_those_of_torchvision_in_the_order_of_the_layers(tmp_pat
             inputs = width
             for name, tensor in nn.Conv2d(*features[-2].weight.shape[1::-1], 3).named_parameters():
                 caffe[f"conv{block}_{k}.{name}"] = tensor.detach()
+    features.requires_grad_(False)
     fully = nn.Sequential(nn.Linear(12, 5), nn.ReLU(), nn.Dropout(), nn.Linear(5, 5), nn.ReLU())
+    fully.requires_grad_(False)
     for k, (i, o) in enumerate(((12, 5), (5, 5), (5, 9)), 6):
         caffe |= {f"fc{k}.{n}": p.detach() for n, p in nn.Linear(i, o).named_parameters()}
     torch.save(dict(reversed(caffe.items())), tmp_path / "vgg.pth")
@@ -254,6 +260,23 @@ def test_caffe_names_are_those_of_torchvision_in_the_order_of_the_layers(tmp_pat
     torch.save(caffe, tmp_path / "vgg.pth")
     with pytest.raises(UserError, match="has 17 convolutions, the trunk 16; give weights of the"):
         load_vgg(features, fully, tmp_path / "vgg.pth", "vgg19")
+
+
+def test_older_names_are_read_and_torchvision_s_own_weights_refused(tmp_path: Path) -> None:
+    path, state = tmp_path / "vgg.pth", trunk_state()
+    for new, old in (("0", "1"), ("3", "4")):
+        for kind in ("weight", "bias"):
+            state[f"classifier.{old}.{kind}"] = state.pop(f"classifier.{new}.{kind}")
+    features = TRUNKS["small"]((4, 6, 8, 10)).requires_grad_(False)
+    relu, drop = nn.ReLU(), nn.Dropout()
+    fully = nn.Sequential(nn.Linear(40, 12), relu, drop, nn.Linear(12, 9), relu, drop)
+    torch.save(state, path)
+    load_vgg(features, fully, path, "small")
+    assert torch.equal(fully[3].weight, state["classifier.4.weight"])
+    state["features.0.weight"].view(-1)[:3] = torch.tensor([-0.053474, -0.049257, -0.067942])
+    torch.save(state, path)
+    with pytest.raises(UserError, match=r"is torchvision's own VGG-19, trained on RGB in 0\.\.1; "):
+        load_vgg(features, fully, path, "small")
 
 
 def san_length(stacks: int) -> int:
@@ -283,8 +306,7 @@ def test_converted_san_answers_as_the_published_graph(
     convert: Convert, san_files_of: Callable[[int], np.ndarray], stacks: int, tmp_path: Path
 ) -> None:
     vector = san_files_of(stacks)
-    settings = SAN_SETTINGS if stacks == 2 else [*SAN_SETTINGS, f"stacks={stacks}"]
-    convert("san", ["san.t7"], settings)
+    convert("san", ["san.t7"], SAN_SETTINGS)  # the file states how many layers it has
     model = freeze(san.load(tmp_path / "out.safetensors").double())
     assert model.geometry.glimpses == stacks
     generator = torch.Generator().manual_seed(1)
@@ -301,7 +323,7 @@ def test_converted_san_answers_as_the_published_graph(
 
 
 def test_san_of_other_sizes_is_refused(
-    convert: Convert, san_files_of: Callable[[int], np.ndarray]
+    convert: Convert, san_files_of: Callable[[int], np.ndarray], tmp_path: Path
 ) -> None:
     san_files_of(2)
     refused = convert("san", ["san.t7"], [*SAN_SETTINGS, "stacks=1"], status=2)
@@ -311,6 +333,13 @@ def test_san_of_other_sizes_is_refused(
         "the model was trained with, or --set the sizes it was trained with"
     ) in refused
     assert "2 files are given" in convert("san", ["san.t7", "san.t7"], SAN_SETTINGS, status=2)
+    assert "cannot read the weights none.t7: No such" in convert("san", ["none.t7"], [], status=2)
+    torch7.save({"opt": {"rnn_size": 0.5}}, tmp_path / "san.t7")
+    assert "(state: Input should be a valid integer" in convert("san", ["san.t7"], [], status=2)
+    torch7.save({"opt": 3}, tmp_path / "san.t7")
+    assert "no flat vector 'model_params' (it holds 'opt'); give the" in convert(
+        "san", ["san.t7"], SAN_SETTINGS, status=2
+    )
 
 
 def test_published_length_of_san_2() -> None:

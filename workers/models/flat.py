@@ -58,9 +58,10 @@ def one_file(sources: Sources) -> Path:
 
 def vector(table: Any, key: str, path: Path) -> np.ndarray:
     """The flat vector of this key of the file's table, all of it finite."""
-    found = table.get(key) if isinstance(table, dict) else None
+    entries = table if isinstance(table, dict) else {}
+    found = entries.get(key)
     if not isinstance(found, np.ndarray) or found.ndim != 1:
-        known = ", ".join(f"{name!r:.40}" for name in [*table][:8]) if table else "nothing"
+        known = ", ".join(f"{name!r:.40}" for name in [*entries][:8]) or "no table"
         raise UserError(
             f"{path} has no flat vector {key!r} (it holds {known}); give the file that the "
             "published training script wrote"

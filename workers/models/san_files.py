@@ -1,11 +1,11 @@
 """The published weights of stacked attention networks, of two projects.
 
 **abhshkdz/neural-vqa-attention**, ``san2_150000.t7`` (two attention layers) or ``san1_120000.t7``
-(``--set stacks=1``): a table whose ``model_params`` is one flat vector, which ``getParameters``
-made of the network's parameters in the order of its modules. The order, which no size tells, was
-derived by applying nngraph's topological sort (``Graph:topsort``) to the published graph; it puts
-the attention layers' softmaxes at modules 22 and 35, where the project's own ``eval.lua`` reads
-them:
+(one): a table whose ``opt`` states the sizes and whose ``model_params`` is one flat vector, which
+``getParameters`` made of the network's parameters in the order of its modules. The order, which no
+size tells, was derived by applying nngraph's topological sort (``Graph:topsort``) to the published
+graph; it puts the attention layers' softmaxes at modules 22 and 35, where the project's own
+``eval.lua`` reads them:
 
 * ``LookupTableMaskZero``: a row for padding, then one a word, of ``embedding`` numbers;
 * for each LSTM layer a ``FastLSTM``: ``Linear(input, 4 * state)``, and ``LinearNoBias(state, 4 *
@@ -49,6 +49,12 @@ from workers.models.vgg import load_vgg
 
 KEY = "model_params"
 GATES = "igfo"
+OPTIONS = {
+    "embedding_size": "embedding",
+    "rnn_size": "state",
+    "common_embedding_size": "attention",
+    "num_attention_layers": "stacks",
+}
 HEAD = ("question", "image", "stacks", "answer")
 PYTORCH = {"word_tanh": True, "embedding": 500}
 """What sans-pytorch does otherwise."""
@@ -71,8 +77,9 @@ def convert(sources: Sources, sizes: Mapping[str, Any], out: Path) -> SAN:
     as one file of ours."""
     if is_torch7(sources.weights[0]):
         path = one_file(sources)
-        config = configure(SANConfig, sources, sizes)
-        weights = read(path, config)
+        table = read_torch7(path)
+        config = configure(SANConfig, sources, {**stated_sizes(table), **sizes})
+        weights = read(table, config, path)
     else:
         config = configure(SANConfig, sources, {**PYTORCH, **sizes})
         weights = read_pytorch(sources.weights, config)
@@ -84,10 +91,18 @@ def convert(sources: Sources, sizes: Mapping[str, Any], out: Path) -> SAN:
     return model
 
 
-def read(path: Path, config: SANConfig) -> dict[str, Tensor]:
-    """The weights of all but the image network in a ``.t7``, under our names."""
+def stated_sizes(table: Any) -> dict[str, Any]:
+    """The sizes that the file's own ``opt`` states, under our names; they may be none or nonsense,
+    which the configuration will refuse."""
+    options = table.get("opt") if isinstance(table, dict) else None
+    stated = options if isinstance(options, dict) else {}
+    return {ours: stated[theirs] for theirs, ours in OPTIONS.items() if theirs in stated}
+
+
+def read(table: Any, config: SANConfig, path: Path) -> dict[str, Tensor]:
+    """The weights of all but the image network in a ``.t7``'s table, under our names."""
     parts, sizes = layout(config)
-    found = cut(vector(read_torch7(path), KEY, path), parts, KEY, path, sizes)
+    found = cut(vector(table, KEY, path), parts, KEY, path, sizes)
     found["question.embedding.weight"] = found["question.embedding.weight"][1:]  # 0 is padding
     for k in range(config.layers):
         found[f"question.lstm.bias_hh_l{k}"] = torch.zeros(4 * config.state)

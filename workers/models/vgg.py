@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from workers.errors import UserError
@@ -14,6 +15,12 @@ CAFFE = re.compile(r"(conv|fc)(\d+)(?:_(\d+))?\.(weight|bias)")
 FIRST_FULLY = 6
 """Caffe counts fully connected layers on from the five blocks; in torchvision's ``classifier``
 they are every third module, counted from 0."""
+OLDER = {"classifier.1": "classifier.0", "classifier.4": "classifier.3"}
+"""torchvision's names before dropout moved behind the layers; jcjohnson/pytorch-vgg's
+``vgg19-d01eb7cb.pth``, which is Caffe's VGG-19, has them."""
+TORCHVISION = torch.tensor([-5.3474e-02, -4.9257e-02, -6.7942e-02])
+"""How the first kernel of torchvision's own VGG-19 begins, which takes RGB in 0..1 normalised: the
+same names and shapes, and every answer would be wrong."""
 REMEDY = (
     "give the state_dict of the trunk {trunk!r} under torchvision's names (features.0.weight) or "
     "Caffe's (conv1_1.weight), converted from the Caffe weights that the model was trained on"
@@ -27,9 +34,19 @@ def load_vgg(features: nn.Module, fully: nn.Sequential | None, path: Path, trunk
     parts = {"features": features, **({} if fully is None else {"classifier": fully})}
     wanted = nn.ModuleDict(parts)
     found = _torchvision_names(read_state_dict(path), features, path)
+    _refuse_torchvision(found, path)
     beyond = 0 if fully is None else len(fully)
     kept = {name: tensor for name, tensor in found.items() if _place(name) < beyond}
     load_weights(wanted, kept, path, REMEDY.format(trunk=trunk))
+
+
+def _refuse_torchvision(found: Mapping[str, Tensor], path: Path) -> None:
+    first = found.get("features.0.weight", TORCHVISION[:0]).float().flatten()[:3]
+    if len(first) == 3 and torch.allclose(first, TORCHVISION, rtol=0, atol=1e-6):
+        raise UserError(
+            f"{path} is torchvision's own VGG-19, trained on RGB in 0..1; give Caffe's "
+            "(VGG_ILSVRC_19_layers), which takes BGR in 0..255 and the model was trained on"
+        )
 
 
 def _place(name: str) -> int:
@@ -55,7 +72,8 @@ def _torchvision_names(
     for name, tensor in found.items():
         match = matches[name]
         if match is None:
-            named[name] = tensor
+            part, _, kind = name.rpartition(".")
+            named[f"{OLDER.get(part, part)}.{kind}"] = tensor
         elif match[1] == "conv":
             named[f"features.{place[int(match[2]), int(match[3] or 0)]}.{match[4]}"] = tensor
         else:
