@@ -336,6 +336,10 @@ def test_san_of_other_sizes_is_refused(
     assert "cannot read the weights none.t7: No such" in convert("san", ["none.t7"], [], status=2)
     torch7.save({"opt": {"rnn_size": 0.5}}, tmp_path / "san.t7")
     assert "(state: Input should be a valid integer" in convert("san", ["san.t7"], [], status=2)
+    torch7.save({"opt": {"num_attention_layers": 1e9}}, tmp_path / "san.t7")
+    assert "(stacks: Input should be less than or equal to 64)" in convert(
+        "san", ["san.t7"], [], status=2
+    )
     torch7.save({"opt": 3}, tmp_path / "san.t7")
     assert "no flat vector 'model_params' (it holds 'opt'); give the" in convert(
         "san", ["san.t7"], SAN_SETTINGS, status=2

@@ -48,7 +48,7 @@ class DeeperLSTMConfig(Frozen):
     embedding: PositiveInt = 200
     state: PositiveInt = 512
     """Units of each LSTM layer."""
-    layers: PositiveInt = 2
+    layers: int = Field(default=2, ge=1, le=64)
     combine: PositiveInt = 1024
     """Neurons of the combine layer."""
     dropout: float = Field(default=0.5, ge=0, lt=1)

@@ -1,5 +1,6 @@
 """What Torch7's ``getParameters`` made of a network, one flat vector, cut into tensors again."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +77,7 @@ def cut(
 ) -> dict[str, Tensor]:
     """The tensors of ``parts``, which must take all of the vector, as float32. ``sizes`` says
     which settings and which vocabulary the length follows from."""
-    lengths = [int(np.prod(part.shape)) for part in parts]
+    lengths = [math.prod(part.shape) for part in parts]
     if sum(lengths) != len(flat):
         raise UserError(
             f"{path}: {key!r} holds {len(flat)} numbers, {sizes} make {sum(lengths)}; give the "

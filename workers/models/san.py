@@ -48,11 +48,11 @@ class SANConfig(Frozen):
     """Whether words pass a tanh before the LSTM, as in abhi608/sans-pytorch."""
     state: PositiveInt = 1024
     """Units of each LSTM layer, and length of a cell's vector: the two are added."""
-    layers: PositiveInt = 2
+    layers: int = Field(default=2, ge=1, le=64)
     """Of the LSTM."""
     attention: PositiveInt = 512
     """Units in which image and question meet."""
-    stacks: PositiveInt = 2
+    stacks: int = Field(default=2, ge=1, le=64)
     """Attention layers: how often the image is looked at."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     tokeniser: TokeniserName = "nltk"
