@@ -136,16 +136,20 @@ def _measure(step: Callable[..., Any], arguments: tuple, results: Any) -> None:
         start, cpu = time.perf_counter(), time.process_time()
         prepared()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    results.put((time.perf_counter() - start, time.process_time() - cpu, peak))
+    results.send((time.perf_counter() - start, time.process_time() - cpu, peak))
 
 
 def measured(name: str, step: Callable[..., Any], *arguments: object) -> str:
     """A table row: a step in a new process, imports left out of its time."""
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    process = context.Process(target=_measure, args=(step, arguments, results))
+    results, own = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(step, arguments, own))
     process.start()
-    wall, cpu, peak = results.get()
+    own.close()  # so that the end of the process is the end of the pipe
+    try:
+        wall, cpu, peak = results.recv()
+    except EOFError:
+        raise SystemExit(f"{name}: failed, as told above") from None
     process.join()
     row = f"| {name} | {wall:.2f} | {cpu:.2f} | {peak / 1e9:.2f} |"
     print(row, flush=True)

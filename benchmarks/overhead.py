@@ -84,6 +84,7 @@ def prepared(config: RunConfig) -> list[Scene]:
             questions=[model.tokenise(e.question) for e in asked],
             question_ids=[e.question_id for e in asked],
             truths=[model.answer_index(e.truth) for e in asked],
+            batch=config.resources.batch,
             engine=engine,
         )
         for asked in by_image(list(catalog.dataset(config.dataset).examples())).values()

@@ -116,7 +116,7 @@ def _write(run: Path, table: str, task: Task, columns: Columns) -> None:
 
 def _examples(shard: Shard, rng: np.random.Generator) -> Columns:
     examples, n = shard.examples, len(shard.examples)
-    correct = rng.random(n) < 0.6
+    correct = _correct([e.question_id for e in examples])
     return {
         "question_id": [e.question_id for e in examples],
         "image_id": [e.image_id for e in examples],
@@ -139,6 +139,18 @@ def _examples(shard: Shard, rng: np.random.Generator) -> Columns:
     }
 
 
+def _correct(question_ids: Any) -> np.ndarray:
+    """Three answers in five."""
+    return np.asarray(question_ids) % 5 < 3
+
+
+def _explained(rows: Columns) -> Columns:
+    """Without the truth of right answers, which is what was predicted."""
+    values = {name: np.asarray(column) for name, column in rows.items()}
+    kept = (values["target"] != "truth") | ~_correct(values["question_id"])
+    return {name: column[kept] for name, column in values.items()}
+
+
 def _repeated(shard: Shard, methods: list[str], times: int = 1) -> Columns:
     """Rows for every method, target and example, each so many times."""
     examples = shard.examples
@@ -158,19 +170,23 @@ def _maps(shard: Shard, methods: list[Definition], rng: np.random.Generator) -> 
     rows = _repeated(shard, [d.label for d in methods])
     arrays = [f"{d.label}/{d.primary}" for d in methods]
     n = len(rows["method"])
-    return rows | {
-        "array": np.repeat(arrays, n // len(methods)),
-        "ordinal": np.tile(list(shard.ordinals), 2 * len(methods)),
-        "target_index": (rows["target"] == "truth").astype(int),
-        "minimum": rng.normal(-3, 0.1, n),
-        "status": np.where(rng.random(n) < 0.01, "degenerate", "ok"),
-        "reason": [None] * n,
-    }
+    rows = _explained(
+        rows
+        | {
+            "array": np.repeat(arrays, n // len(methods)),
+            "ordinal": np.tile(list(shard.ordinals), 2 * len(methods)),
+            "target_index": (rows["target"] == "truth").astype(int),
+            "minimum": rng.normal(-3, 0.1, n),
+            "status": np.where(rng.random(n) < 0.01, "degenerate", "ok"),
+        }
+    )
+    return rows | {"reason": [None] * len(rows["method"])}
 
 
 def _words(shard: Shard, methods: list[Definition], rng: np.random.Generator) -> Columns:
-    rows = _repeated(shard, [d.label for d in methods])
-    lengths = [len(e.question.rstrip("?").split()) for e in shard.examples] * 2 * len(methods)
+    rows = _explained(_repeated(shard, [d.label for d in methods]))
+    words = {e.question_id: len(e.question.rstrip("?").split()) for e in shard.examples}
+    lengths = [words[i] for i in rows["question_id"]]
     importances = [rng.normal(size=length).tolist() for length in lengths]
     tokens = [["word"] * length for length in lengths]
     return rows | {
@@ -184,10 +200,13 @@ def _words(shard: Shard, methods: list[Definition], rng: np.random.Generator) ->
 
 def _metrics(shard: Shard, methods: list[Definition], rng: np.random.Generator) -> Columns:
     each = _repeated(shard, [d.label for d in methods], ANNOTATORS)
+    each["annotator"] = np.tile(np.arange(ANNOTATORS), len(each["method"]) // ANNOTATORS)
+    each = _explained(each)
     people = _repeated(shard, ["human", "shuffled_human"], ANNOTATORS)
     own = people["target"] == "predicted"
     people = {name: values[own] for name, values in people.items()}
     people["target"] = np.full(len(people["target"]), "human")
+    people["annotator"] = np.tile(np.arange(ANNOTATORS), len(people["method"]) // ANNOTATORS)
     rows = {name: np.concatenate([each[name], people[name]]) for name in each}
     n = len(rows["method"])
     strength = {label: i / 20 for i, label in enumerate(dict.fromkeys(rows["method"]))}
@@ -196,7 +215,6 @@ def _metrics(shard: Shard, methods: list[Definition], rng: np.random.Generator) 
     values = np.where(status == "ok", rng.normal(means, 0.3), np.nan)
     return {name: np.tile(values, len(METRICS)) for name, values in rows.items()} | {
         "metric": np.repeat(METRICS, n),
-        "annotator": np.tile(np.arange(ANNOTATORS), n * len(METRICS) // ANNOTATORS),
         "value": pa.array(values, pa.float64(), from_pandas=True),
         "status": status,
     }

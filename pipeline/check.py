@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipeline.plan import obstacle
+from pipeline.plan import unfit
 from schemas.config import RunConfig
 from workers import catalog
 from workers.check import Check, check_model
-from workers.errors import UserError
 from workers.methods.base import Method
 from workers.models.base import VQAModel
 from workers.probe import forward_seconds, threads
@@ -74,14 +73,7 @@ def check(config: RunConfig) -> ModelVerdict:
 def _outlook(
     label: str, asked: bool, method: Method, model: VQAModel, seconds: float
 ) -> MethodOutlook:
-    reason = _obstacle(method, model)
+    reason = unfit(method, model)
     # A backward pass is taken for two forward ones.
     passes = 0 if reason else 1 + method.passes(model.geometry) + 2 * len(method.backward_passes())
     return MethodOutlook(label, asked, reason, passes * seconds)
-
-
-def _obstacle(method: Method, model: VQAModel) -> str | None:
-    try:
-        return obstacle(method, model)
-    except UserError as error:  # of a method whose options do not fit the input
-        return str(error)

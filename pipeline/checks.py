@@ -72,6 +72,11 @@ def check_metrics(checks: Mapping[str, Check], model: VQAModel) -> None:
                 f"{type(model).__name__} does not provide (it provides "
                 f"{', '.join(sorted(model.provides))}). Remove the metric or choose another model."
             )
+        if model.open:
+            raise UserError(
+                f"metrics.{label} asks the model about answers of one list, and this model writes "
+                "its own. Give it candidates (model.answers) or remove the metric."
+            )
 
 
 def labels(

@@ -218,14 +218,26 @@ def obstacle(method: Method, model: VQAModel) -> str | None:
             f"provides {', '.join(sorted(model.provides))}). Remove the method or choose another "
             "model."
         )
+    if reason := method.objection(model):
+        return reason
     arrays = method.arrays(model.geometry) if isinstance(method, ImageMethod) else ()
-    if model.geometry.varies and any(spec.pixels for spec in arrays):
+    tokens = bool(arrays) and Capability.TOKENS in method.needs
+    if model.geometry.varies and (tokens or any(spec.pixels for spec in arrays)):
         return (
-            "stores maps at the input's pixels, which must be equally many for all images, and "
+            f"stores maps at the {'image tokens' if tokens else 'pixels'} of the input, which must "
+            "be equally many for all images, and "
             f"the input of model {type(model).__name__} follows the image's shape. Give the model "
             "an image_size (every image is squashed to it) or remove the method."
         )
     return None
+
+
+def unfit(method: Method, model: VQAModel) -> str | None:
+    """As ``obstacle``, options that do not fit the model's input among them."""
+    try:
+        return obstacle(method, model)
+    except UserError as error:
+        return str(error)
 
 
 def method_definitions(

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.plan import check_capabilities
+from pipeline.plan import check_capabilities, unfit
 from schemas.config import BASELINES, Component
 from schemas.frame import Frame
 from schemas.limits import Limits
 from workers import catalog
+from workers.asked import ask
 from workers.errors import UserError
 from workers.explain import explain_scene, wants_gradients
 from workers.images import decode
@@ -82,9 +83,9 @@ def explain(
         frame=frame,
         question=question,
         tokens=tuple(scene.questions[0]),
-        answer=built.answers[scene.rows[last].answer],
-        prediction=built.answers[scene.predictions[0]],
-        confidence=float(scene.output.logits[0].softmax(-1).max()),
+        answer=scene.model.answers[scene.rows[last].answer],
+        prediction=scene.model.answers[scene.predictions[0]],
+        confidence=float(scene.output.logits[0].softmax(-1)[scene.predictions[0]]),
         maps={
             label: _arrays(chosen[label], result, last)
             for label, result in results.items()
@@ -99,9 +100,9 @@ def explain(
 
 
 def suitable(model: VQAModel) -> tuple[str, ...]:
-    """Every method whose needs the model meets, but the baselines and RISE."""
-    needs = {name: method.needs for name, method in catalog.METHODS.items()}
-    return tuple(n for n in needs if n not in UNASKED and needs[n] <= model.provides)
+    """Every method that can explain the model, but the baselines and RISE."""
+    methods = catalog.methods({name: {} for name in catalog.METHODS if name not in UNASKED})
+    return tuple(name for name, method in methods.items() if not unfit(method, model))
 
 
 def _model(model: str | Mapping[str, Any] | VQAModel, device: str) -> VQAModel:
@@ -122,19 +123,21 @@ def _scene(
     canvas, frame = model.prepare(pixels)
     tokens = model.tokenise(question)
     check_question(question, tokens, model.known, LIMITS)
-    index = model.answer_index(answer)
-    if answer is not None and index is None:
+    canvas = canvas.to(model.device)
+    asked = ask(model, canvas, [tokens], [answer])
+    if answer is not None and asked.truths == [None]:
         close = get_close_matches(answer, model.answers, n=5, cutoff=0.0)
         raise UserError(
             f"answer {answer!r} is not among the model's {len(model.answers)} answers; "
             f"the closest are {', '.join(close)}"
         )
     scene = Scene(
-        model=model,
-        canvas=canvas.to(model.device),
+        model=asked.model,
+        canvas=canvas,
         questions=[tokens],
         question_ids=[0],
-        truths=[index],
+        truths=asked.truths,
+        written=asked.predictions,
     )
     return scene, frame
 

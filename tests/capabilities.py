@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import obstacle
+from pipeline.plan import unfit
 from tests import hub, nets
 from workers import catalog
-from workers.errors import UserError
 from workers.models import deeper_lstm, san
 from workers.models.base import VQAModel
 
@@ -67,6 +66,11 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
         "python: logits": own("Plain"),
         "python: differentiable logits": own("Least"),
         "python: trunk, words, encode, head": own("Late"),
+        "huggingface: blip, mode open": {
+            "kind": "huggingface",
+            "path": str(folder("blip")),
+            "mode": "open",
+        },
         **{f"huggingface: {name}": hub.section(name, folder(name)) for name in hub.FAMILIES},
         **{
             title: hub.section(name, folder(name), image_size=48)
@@ -82,14 +86,7 @@ def build(section: dict[str, Any]) -> VQAModel:
 def runnable(model: VQAModel) -> list[str]:
     """The methods that explain a model."""
     methods = catalog.methods({name: SMALL.get(name, {}) for name in catalog.METHODS})
-    return [name for name, method in methods.items() if not _reason(method, model)]
-
-
-def _reason(method: Any, model: VQAModel) -> str | None:
-    try:
-        return obstacle(method, model)
-    except UserError as error:
-        return str(error)
+    return [name for name, method in methods.items() if not unfit(method, model)]
 
 
 def table(found: dict[str, list[str]]) -> str:

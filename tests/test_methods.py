@@ -18,6 +18,7 @@ from workers.methods.baselines import Center, Random
 from workers.methods.gradients import (
     Deconvnet,
     GradCam,
+    GradCamPlusPlus,
     GuidedBackprop,
     GuidedGradCam,
     Saliency,
@@ -30,7 +31,7 @@ from workers.models.base import Geometry, freeze
 MATRIX = [(trunk, "attention") for trunk in nets.TRUNKS]
 MATRIX += [("plain", "pooled"), ("functional", "pooled"), ("resnet", "pooled")]
 RULES = {Saliency: "saliency", Deconvnet: "deconvnet", GuidedBackprop: "guided"}
-GRADIENT_METHODS = (*RULES, GradCam, GuidedGradCam)
+GRADIENT_METHODS = (*RULES, GradCam, GradCamPlusPlus, GuidedGradCam)
 SCORES = ("probability", "logit", "log_probability")
 
 
@@ -75,6 +76,13 @@ def test_backpropagation_over_all_nets_equals_reference(
     scene = nets.scene(model)
     wanted = per_row(scene, gradients.pixel_gradient, "logit", RULES[method])
     close(method().explain(scene).arrays["map"], np.abs(wanted).max(1))
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_grad_cam_plus_plus_equals_reference(model: nets.TinyVQA, score: str) -> None:
+    scene = nets.scene(model)
+    found = GradCamPlusPlus(score=score).explain(scene).arrays["map"]
+    close(found, per_row(scene, grad_cam.grad_cam_plus_plus, score))
 
 
 def test_grad_cam_over_all_nets_equals_reference(model: nets.TinyVQA) -> None:

@@ -57,6 +57,7 @@ def test_more_methods_unlock_more_capabilities() -> None:
             Capability.SPLIT,
             Capability.GRADIENTS,
             Capability.FEATURE_MAP,
+            Capability.EMBEDDINGS,
             Capability.ATTENTION,
         }
     )

@@ -27,14 +27,22 @@ from workers.methods.baselines import Center, Random
 from workers.methods.gradients import (
     Deconvnet,
     GradCam,
+    GradCamPlusPlus,
     GuidedBackprop,
     GuidedGradCam,
     InputXGradient,
     Saliency,
 )
+from workers.methods.lrp import LRP
 from workers.methods.occlusion import Occlusion
 from workers.methods.question_grad_cam import QuestionGradCam
 from workers.methods.rise import RISE
+from workers.methods.token_attention import (
+    AttentionRollout,
+    CrossGradCam,
+    Relevance,
+    WordRelevance,
+)
 from workers.methods.words import WordGradient, WordOcclusion
 from workers.metrics.base import Measure
 from workers.metrics.localisation import Localisation
@@ -84,18 +92,24 @@ METHODS: dict[str, type[Method]] = {
     "deconvnet": Deconvnet,
     "grad_cam": GradCam,
     "guided_grad_cam": GuidedGradCam,
+    "grad_cam_plus_plus": GradCamPlusPlus,
     "question_grad_cam": QuestionGradCam,
     "input_x_gradient": InputXGradient,
     "integrated_gradients": IntegratedGradients,
     "smooth_grad": SmoothGrad,
+    "lrp": LRP,
     "lime": Lime,
     "kernel_shap": KernelShap,
     "rise": RISE,
     "attention": Attention,
+    "attention_rollout": AttentionRollout,
+    "cross_grad_cam": CrossGradCam,
+    "relevance": Relevance,
     "random": Random,
     "center": Center,
     "word_occlusion": WordOcclusion,
     "word_gradient": WordGradient,
+    "word_relevance": WordRelevance,
 }
 METRICS: dict[str, type[Measure]] = {
     "rank_correlation": RankCorrelation,

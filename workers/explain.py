@@ -17,12 +17,13 @@ from schemas.frame import Frame
 from schemas.shard import Task, by_image
 from workers import catalog
 from workers.ahead import ahead
+from workers.asked import ask
 from workers.crashes import Crashes
 from workers.errors import BadExample, Outage
 from workers.fidelity import approximation, engine_options
 from workers.images import decode
 from workers.ledger import Entry, Inexact, Ledger
-from workers.methods.base import ImageMethod, Maps, Method, Row, Scene, WordMethod, WordScores
+from workers.methods.base import ImageMethod, Maps, Method, Scene, WordMethod, WordScores
 from workers.models.base import Capability, Tokens, VQAModel
 from workers.questions import check_question
 from workers.store import Store
@@ -160,11 +161,10 @@ class Explainer:
         """All questions of an image at once; should that fail, each alone, so that a bad question
         does not take its neighbours down."""
         beside = self._image_questions(ledger.images[asked[0][0].image_id])
-        scene = self._scene(ledger.task.labels, canvas, asked, beside)
-        rows = guarded(lambda: _checked_rows(scene))
-        if isinstance(rows, Failed):
+        scene = guarded(lambda: _answered(self._scene(ledger.task.labels, canvas, asked, beside)))
+        if isinstance(scene, Failed):
             if len(asked) == 1:
-                ledger.fail(asked[0][0], "clean pass", rows.error)
+                ledger.fail(asked[0][0], "clean pass", scene.error)
             for one in asked if len(asked) > 1 else ():
                 self._explain_scene(ledger, canvas, frame, [one])
             return
@@ -181,13 +181,22 @@ class Explainer:
             if len(asked) == 1:
                 ledger.fail(asked[0][0], "explain", result.error, label)
             for one in asked if len(asked) > 1 else ():
-                alone = self._scene([label], scene.canvas, [one], scene.image_questions)
-                self._explain_by(ledger, label, alone, [one])
+                self._explain_alone(ledger, label, scene, one)
             return
         seconds = (time.perf_counter() - start) / max(1, len(scene.rows))
         for r, row in enumerate(scene.rows):
             example, tokens = asked[row.question]
-            ledger.record(Entry(label, example, row, tokens, seconds), r, result)
+            entry = Entry(label, example, row, scene.model.answers, tokens, seconds)
+            ledger.record(entry, r, result)
+
+    def _explain_alone(
+        self, ledger: Ledger, label: str, scene: Scene, one: tuple[Example, Tokens]
+    ) -> None:
+        alone = guarded(lambda: self._scene([label], scene.canvas, [one], scene.image_questions))
+        if isinstance(alone, Failed):
+            ledger.fail(one[0], "explain", alone.error, label)
+            return
+        self._explain_by(ledger, label, alone, [one])
 
     def _image_questions(self, examples: Sequence[Example]) -> dict[int, Tokens]:
         """Every question of the image that can be asked, so that what one gets does not depend on
@@ -202,12 +211,17 @@ class Explainer:
         asked: Asked,
         image_questions: Mapping[int, Tokens] | None,
     ) -> Scene:
+        questions = [tokens for _, tokens in asked]
+        model, truths, written = ask(
+            self.model, canvas, questions, [example.truth for example, _ in asked]
+        )
         return Scene(
-            model=self.model,
+            model=model,
             canvas=canvas,
-            questions=[tokens for _, tokens in asked],
+            questions=questions,
             question_ids=[example.question_id for example, _ in asked],
-            truths=[self.model.answer_index(example.truth) for example, _ in asked],
+            truths=truths,
+            written=written,
             targets=self.targets,  # type: ignore[arg-type]
             batch=self.batch,
             engine=self.engine,
@@ -256,7 +270,9 @@ def explain_scene(method: Method, scene: Scene) -> Maps | WordScores:
     raise TypeError(f"{type(method).__name__} is neither an ImageMethod nor a WordMethod")
 
 
-def _checked_rows(scene: Scene) -> list[Row]:
+def _answered(scene: Scene) -> Scene:
+    """With its clean pass made and its rows known."""
     if not torch.isfinite(scene.output.logits).all():
         raise BadExample("the model's logits on the clean input are not finite")
-    return scene.rows
+    _ = scene.rows
+    return scene

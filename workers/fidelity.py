@@ -9,6 +9,7 @@ from schemas.config import RunConfig
 from schemas.example import Example
 from schemas.fidelity import Fidelity
 from schemas.shard import by_image
+from workers.asked import ask
 from workers.images import decode
 from workers.methods.base import ImageMethod, Method, Scene
 from workers.models.base import VQAModel
@@ -61,14 +62,17 @@ def _pairs(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The example's maps and the exact ones, one pair a target."""
     canvas, _ = model.prepare(decode(example.image, config.limits))
+    canvas, questions = canvas.to(model.device), [model.tokenise(example.question)]
+    asked = ask(model, canvas, questions, [example.truth])
 
     def maps(by: ImageMethod, engine: Engine) -> np.ndarray:
         scene = Scene(
-            model=model,
-            canvas=canvas.to(model.device),
-            questions=[model.tokenise(example.question)],
+            model=asked.model,
+            canvas=canvas,
+            questions=questions,
             question_ids=[example.question_id],
-            truths=[model.answer_index(example.truth)],
+            truths=asked.truths,
+            written=asked.predictions,
             batch=config.resources.batch,
             engine=engine,
         )

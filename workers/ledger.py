@@ -32,6 +32,8 @@ class Entry:
     label: str
     example: Example
     row: Row
+    answers: Sequence[str] = ()
+    """What the row's answer is a number of."""
     tokens: Tokens = ()
     seconds: float | None = None
     status: str = "ok"
@@ -122,12 +124,13 @@ class Ledger:
 
     def asked(self, example: Example, frame: Frame, tokens: Tokens, scene: Scene, q: int) -> None:
         """The model's answer to question ``q`` of a scene."""
-        prediction = self.model.answers[scene.predictions[q]]
+        predicted = scene.predictions[q]
+        prediction = scene.model.answers[predicted]
         answered = {
             "tokens": list(tokens),
             "prediction": prediction,
             "truth_in_vocabulary": None if example.truth is None else scene.truths[q] is not None,
-            "confidence": float(scene.output.logits[q].softmax(-1).amax()),
+            "confidence": float(scene.output.logits[q].softmax(-1)[predicted]),
             "correct": None if example.truth is None else prediction == example.truth,
             "accuracy": accuracy(prediction, example.answers) if example.answers else None,
             "frame": [frame.top, frame.left, frame.bottom, frame.right],
@@ -246,7 +249,7 @@ class Ledger:
         self, entry: Entry, values: np.ndarray | None, top_answers: np.ndarray | None
     ) -> WordRow:
         status, reason = _verdict(entry, values)
-        names = self.model.answers
+        names = entry.answers
         return WordRow(
             **self._common(entry),
             tokens=list(entry.tokens),
@@ -263,7 +266,7 @@ class Ledger:
             "image_id": entry.example.image_id,
             "method": entry.label,
             "target": entry.row.target,
-            "answer": self.model.answers[answer] if answer >= 0 else None,
+            "answer": entry.answers[answer] if answer >= 0 else None,
             "score": self.methods[entry.label].score,
             "seconds": entry.seconds,
             "shard": self.task.shard.number,

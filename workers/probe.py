@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
+from workers.asked import ask
 from workers.models.base import SplitModel, VQAModel
 
 
@@ -27,6 +28,8 @@ def forward_seconds(model: VQAModel, batch: int) -> float:
     geometry = model.geometry
     size = (batch, 3, geometry.input_height, geometry.input_width)
     canvas = torch.full(size, 128.0, device=model.device, dtype=model.dtype)
+    if model.open:
+        model = ask(model, canvas[0], [model.tokenise("what is this")], [None]).model
     _pass(model, canvas[:1])
     start = time.perf_counter()
     _pass(model, canvas)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from PIL import Image
 
 from pipeline.dataset import Run
@@ -58,26 +58,66 @@ def run_sheet(root: Path | str, out: Path, rows: int = 8) -> None:
 
 
 def single_sheet(result: Explanation, out: Path) -> None:
-    """One strip: one picture, one question."""
+    """One picture, one question; under it what has a map for every word, a row a method."""
     words = next(iter(result.words.values()), np.zeros(len(result.tokens)))
     caption = f"{result.question}\n{result.answer} ({result.confidence:.0%})"
     maps = {label: next(iter(arrays.values())) for label, arrays in result.maps.items()}
-    draw([Strip(result.image, caption, result.tokens, list(words), maps)], out)
+    by_word = {
+        label: arrays["words"][: len(result.tokens)]
+        for label, arrays in result.maps.items()
+        if "words" in arrays
+    }
+    columns = max(2 + len(maps), len(result.tokens) if by_word else 0)
+    height = CELL + 0.45
+    figure = Figure(figsize=(CELL * columns, height * (1 + len(by_word))), dpi=110)
+    first, *others = figure.subfigures(1 + len(by_word), 1, squeeze=False)[:, 0]
+    _draw_strips(first, [Strip(result.image, caption, result.tokens, list(words), maps)], columns)
+    for part, (label, own) in zip(others, by_word.items(), strict=True):
+        part.suptitle(f"{label.replace('_', ' ')}, word by word", fontsize=8, x=0.005, ha="left")
+        _draw_words_of(part, result.image, result.tokens, own, columns)
+    _save(figure, out)
 
 
 def draw(strips: Sequence[Strip], out: Path) -> None:
     """All strips under one another, a column a method; written as PNG."""
-    labels = list(dict.fromkeys(label for strip in strips for label in strip.maps))
-    columns = 2 + len(labels)
+    columns = 2 + len(_labels(strips))
     figure = Figure(figsize=(CELL * columns, (CELL + 0.15) * len(strips) + 0.3), dpi=110)
+    _draw_strips(figure, strips, columns)
+    _save(figure, out)
+
+
+def _labels(strips: Sequence[Strip]) -> list[str]:
+    return list(dict.fromkeys(label for strip in strips for label in strip.maps))
+
+
+def _save(figure: Figure, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+
+
+def _draw_strips(figure: Figure | SubFigure, strips: Sequence[Strip], columns: int) -> None:
+    labels = _labels(strips)
     axes = figure.subplots(len(strips), columns, squeeze=False)
     for strip, row in zip(strips, axes, strict=True):
         _draw_strip(strip, row, labels)
-    for label, axis in zip(["image", "question", *labels], axes[0], strict=True):
+    for label, axis in zip(["image", "question", *labels], axes[0], strict=False):
         axis.set_title(label.replace("_", " "), fontsize=8)
-    figure.subplots_adjust(0.005, 0.01, 0.995, 1 - 0.25 / figure.get_figheight(), 0.03, 0.05)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    top = 1 - 0.25 / (figure.bbox.height / figure.dpi)
+    figure.subplots_adjust(0.005, 0.01, 0.995, top, 0.03, 0.05)
+
+
+def _draw_words_of(
+    figure: SubFigure, image: np.ndarray, tokens: Sequence[str], maps: np.ndarray, columns: int
+) -> None:
+    """A map a word, all on one scale, so that a word the model did not need looks it."""
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    top = float(np.abs(maps).max()) or 1.0
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, token, values in zip(axes, tokens, maps, strict=False):
+        axis.set_title(token, fontsize=8)
+        axis.imshow(overlay(image, values, top))
+    figure.subplots_adjust(0.005, 0.01, 0.995, 0.8, 0.03, 0.05)
 
 
 def _draw_strip(strip: Strip, axes: Sequence[Axes], labels: Sequence[str]) -> None:
@@ -85,21 +125,22 @@ def _draw_strip(strip: Strip, axes: Sequence[Axes], labels: Sequence[str]) -> No
         axis.set_axis_off()
     axes[0].imshow(strip.image)
     _draw_words(axes[1], strip)
-    for label, axis in zip(labels, axes[2:], strict=True):
+    for label, axis in zip(labels, axes[2:], strict=False):
         if label in strip.maps:
             axis.imshow(overlay(strip.image, strip.maps[label]))
 
 
-def overlay(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+def overlay(image: np.ndarray, values: np.ndarray, top: float | None = None) -> np.ndarray:
     """A map over the greyed image: red is evidence for the answer, blue against it.
 
-    Scaled by the largest magnitude of this map alone; pixel maps by their 99th percentile, as one
-    pixel would hide the rest. Drawn at the map's own grid, so a cell looks like a cell.
+    Scaled by ``top``, or by the largest magnitude of this map alone; pixel maps by their 99th
+    percentile, as one pixel would hide the rest. Drawn at the map's own grid, so a cell looks like
+    a cell.
     """
     height, width = image.shape[:2]
     grid = Image.fromarray(np.ascontiguousarray(values, dtype=np.float32))
     scaled = np.asarray(grid.resize((width, height), Image.Resampling.NEAREST))
-    top = np.percentile(np.abs(scaled), 99) or np.abs(scaled).max() or 1.0
+    top = top or np.percentile(np.abs(scaled), 99) or np.abs(scaled).max() or 1.0
     strength = np.clip(scaled / top, -1, 1)
     colour = matplotlib.colormaps["seismic"]((strength + 1) / 2)[..., :3]
     grey = np.repeat(image.mean(-1, keepdims=True) / 255, 3, -1)

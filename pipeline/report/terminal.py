@@ -162,7 +162,8 @@ def print_verdict(root: Root, verdict: Verdict) -> int:
 
 def print_model(verdict: ModelVerdict) -> bool:
     """What it is, a line a check, a line a method; whether all is well."""
-    console.print(f"[bold]{verdict.name}[/]: {verdict.answers:,} answers, input {verdict.canvas}")
+    answers = f"{verdict.answers:,} answers" if verdict.answers else "writes its answers"
+    console.print(f"[bold]{verdict.name}[/]: {answers}, input {verdict.canvas}")
     if verdict.about:
         console.print(verdict.about, soft_wrap=True, markup=False)
     console.print(f"provides {', '.join(verdict.capabilities)}")

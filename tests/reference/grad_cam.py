@@ -21,6 +21,27 @@ def grad_cam(
     return total
 
 
+def grad_cam_plus_plus(
+    model: TinyVQA, canvas: Tensor, question: Tokens, answer: int, score: str
+) -> np.ndarray:
+    """Chattopadhay et al. 2018, equations 9, 10 and 19, one cell after the other."""
+    replica = Replica(model, canvas, question, "saliency")
+    gradient = replica.gradient(answer, score, replica.features)
+    activation = replica.features.value
+    _, height, width = gradient.shape
+    total = np.zeros((height, width))
+    for k in range(len(gradient)):
+        weight = 0.0
+        for i in range(height):
+            for j in range(width):
+                g = gradient[k, i, j]
+                below = 2 * g**2 + activation[k].sum() * g**3
+                alpha = g**2 / below if below != 0 else 0.0
+                weight += alpha * max(g, 0)
+        total += weight * activation[k]
+    return np.maximum(total, 0)
+
+
 def guided_grad_cam(
     model: TinyVQA, canvas: Tensor, question: Tokens, answer: int, score: str
 ) -> np.ndarray:

@@ -4,14 +4,24 @@ The trunk runs forward once an image, the head once a row. From there a rule cos
 backward for all rows, and, only where pixels are asked for, one batched trunk pass backward.
 """
 
+from collections.abc import Sequence
+from math import sqrt
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from workers.methods.base import Scene, Score, scores
+from workers.errors import BadExample
+from workers.methods.base import Row, Scene, Score, scores
 from workers.methods.relu_rules import Rule, Trace, record
-from workers.models.base import Capability, CombineModel, Words
+from workers.models.base import (
+    Attended,
+    Capability,
+    CombineModel,
+    Places,
+    TokenModel,
+    Words,
+)
 from workers.sweep.batches import in_batches
 
 
@@ -79,6 +89,85 @@ def word_gradients(scene: Scene, score: Score) -> WordGradients:
     )
     states = head_gradients(scene, score, "saliency").states
     return WordGradients(words.embeddings, *trace.pull_back(states, "saliency"))
+
+
+def token_gradients(
+    scene: Scene, row: Row, score: Score
+) -> tuple[Sequence[Sequence[int]], WordGradients]:
+    """Each word's sub-tokens; d score / d embedding of all sub-tokens, ``(token, channel)``."""
+    asked, own = answers_for(scene, row, score)
+    seen = token_model(scene).embed(
+        scene.canvas.to(scene.model.dtype), scene.questions[row.question], asked
+    )
+    (gradients,) = _row_gradients(seen.logits, own, score, [seen.embeddings])
+    return seen.words, WordGradients(seen.embeddings.detach()[0], gradients[0])
+
+
+class AttentionPass(NamedTuple):
+    """One row's pass: of each layer the ``probabilities`` and the score's ``gradients`` at them,
+    ``(head, query, key)``, without a graph."""
+
+    attended: Attended
+    probabilities: list[Tensor]
+    gradients: list[Tensor]
+    output: Places
+    """Of the row's answer."""
+
+
+def attention_pass(scene: Scene, row: Row, score: Score) -> AttentionPass:
+    """One forward and one backward pass, shared by all methods of one score."""
+
+    def compute() -> AttentionPass:
+        asked, own = answers_for(scene, row, score)
+        canvas = scene.canvas.to(scene.model.dtype)
+        seen = token_model(scene).attend(canvas, scene.questions[row.question], asked)
+        _check_same(seen.logits.detach(), scene.output.logits[row.question][asked])
+        layers = [layer.probabilities for layer in seen.layers]
+        gradients = _row_gradients(seen.logits, own, score, layers)
+        parts = (_of_answer(layers, own), _of_answer(gradients, own))
+        return AttentionPass(seen, *parts, seen.output[own])
+
+    return scene.once(("attention pass", row, score), compute)
+
+
+def _check_same(spelt_out: Tensor, fast: Tensor) -> None:
+    """Attention is read where it is computed step by step; the model answers by a fast kernel."""
+    limit = sqrt(torch.finfo(fast.dtype).eps) * max(1.0, float(fast.abs().max()))
+    apart = float((spelt_out - fast).abs().max())
+    if not apart <= limit:
+        raise BadExample(
+            f"with its attention computed step by step the model's logits differ by {apart:.2g} "
+            f"from those of its fast kernel, the limit is {limit:.2g}; its attention is not what "
+            "answered"
+        )
+
+
+def answers_for(scene: Scene, row: Row, score: Score) -> tuple[list[int], int]:
+    """The answers whose logits a row's score needs, and where its own is among them: a logit needs
+    no other, what is relative to others needs all."""
+    if score == "logit":
+        return [row.answer], 0
+    return list(range(len(scene.model.answers))), row.answer
+
+
+def _row_gradients(
+    logits: Tensor, own: int, score: Score, at: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """d score / d each of some tensors, for one row's ``logits (answer,)``."""
+    with torch.enable_grad():
+        value = scores(logits[None], torch.tensor([own], device=logits.device), score)[0]
+    return torch.autograd.grad(value, list(at))
+
+
+def _of_answer(layers: Sequence[Tensor], own: int) -> list[Tensor]:
+    """``(n, head, query, key)`` -> the answer's own sequence, or the only one."""
+    return [layer[min(own, len(layer) - 1)].detach() for layer in layers]
+
+
+def token_model(scene: Scene) -> TokenModel:
+    """The model as one that shows what its tokens hold; the plan has checked that it does."""
+    assert isinstance(scene.model, TokenModel)
+    return scene.model
 
 
 def combine_model(scene: Scene) -> CombineModel:

@@ -56,6 +56,8 @@ class Scene:
     image_questions: Mapping[int, Tokens] | None = None
     """Every question that the image has, by its id, whichever of them are to be explained; those
     of the scene where not given."""
+    written: Sequence[int] | None = None
+    """The answer that the model wrote to every question; None where its logits say it."""
     shared: dict[object, object] = field(default_factory=dict)
     """Results methods leave for one another, keyed by what was computed."""
 
@@ -118,7 +120,9 @@ class Scene:
 
     @cached_property
     def predictions(self) -> list[int]:
-        """Top answer of every question on the clean image."""
+        """The answer to every question on the clean image: what was written, or the top one."""
+        if self.written is not None:
+            return list(self.written)
         return self.output.logits.argmax(1).tolist()
 
     @cached_property
@@ -217,6 +221,10 @@ class Method(Frozen, ABC):
     def passes(self, geometry: Geometry) -> int:
         """Trunk forward passes an image costs beyond the clean one."""
         return 0
+
+    def objection(self, model: VQAModel) -> str | None:
+        """Why it cannot explain a model that has all it ``needs``; None where it can."""
+        return None
 
     def sweeps(self, geometry: Geometry) -> "tuple[Request, ...]":
         """What it asks of the sweep engine, all of it among ``passes``."""

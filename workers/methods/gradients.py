@@ -3,6 +3,7 @@
 from abc import ABC
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -99,6 +100,31 @@ class GradCam(ImageMethod):
     def explain(self, scene: Scene) -> Maps:
         signed = grad_cam(scene, self.score)
         return Maps.of({"map": signed.relu(), "signed": signed})
+
+
+class GradCamPlusPlus(ImageMethod):
+    """``ReLU(sum_k w_k A^k)``, ``w_k = sum_ij a^k_ij ReLU(g^k_ij)``, where the gradient's own cells
+    have weights ``a = g^2 / (2 g^2 + sum_ab A_ab g^3)`` (Chattopadhay et al. 2018, "Grad-CAM++",
+    equations 10 and 19: with the exponential of the score, whose factor leaves the ranking).
+
+    A weight is 0 where its denominator is: where the gradient is zero. Array ``map (row, y, x)``
+    over the feature map's cells.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = FEATURES
+
+    def arrays(self, geometry: Geometry) -> tuple[ArraySpec, ...]:
+        shape = (geometry.feature_height, geometry.feature_width)
+        return (ArraySpec(name="map", dims=("y", "x"), shape=shape),)
+
+    def explain(self, scene: Scene) -> Maps:
+        gradients = head_gradients(scene, self.score, "saliency").features
+        square = gradients**2
+        total = scene.features.sum((2, 3), keepdim=True)
+        below = 2 * square + total * gradients**3
+        parts = torch.where(below != 0, square / below, 0)
+        weights = (parts * gradients.relu()).sum((2, 3), keepdim=True)
+        return Maps.of({"map": (weights * scene.features).sum(1).relu()})
 
 
 class GuidedGradCam(PixelMethod):

@@ -2,10 +2,11 @@
 
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from workers.methods.backward import WordGradients, word_gradients
+from workers.methods.backward import WordGradients, token_gradients, word_gradients
 from workers.methods.base import Row, Scene, Score, WordMethod, WordScores, score_drops, to_numpy
 from workers.models.base import Capability, Tokens
 from workers.sweep.batches import in_batches
@@ -58,19 +59,31 @@ def _answer(scene: Scene, questions: list[Tokens]) -> Tensor:
 class WordGradient(WordMethod):
     """``|| d f / d e_i ||`` of each word's embedding ``e_i`` (Goyal et al. 2016, section 3.1).
 
-    The language path keeps its true derivatives; no guided rule is applied to it.
+    The language path keeps its true derivatives; no guided rule is applied to it. Where a word is
+    several sub-tokens, theirs are summed up.
     """
 
-    needs: ClassVar[frozenset[Capability]] = frozenset({Capability.SPLIT, Capability.GRADIENTS})
+    needs: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.EMBEDDINGS, Capability.GRADIENTS}
+    )
     reduction: Literal["l2_norm", "grad_x_input"] = "l2_norm"
     """``grad_x_input`` is ``sum_c e_ic (d f / d e_ic)``, which keeps the sign."""
 
     def explain(self, scene: Scene) -> WordScores:
+        if Capability.SPLIT not in scene.model.provides:
+            return WordScores([self._of_tokens(scene, row) for row in scene.rows])
         values = self._reduce(
             scene.once(("word gradients", self.score), lambda: word_gradients(scene, self.score))
         )
         lengths = [len(scene.questions[row.question]) for row in scene.rows]
         return WordScores([to_numpy(of_row[:n]) for of_row, n in zip(values, lengths, strict=True)])
+
+    def _of_tokens(self, scene: Scene, row: Row) -> np.ndarray:
+        words, tokens = scene.once(
+            ("token gradients", row, self.score), lambda: token_gradients(scene, row, self.score)
+        )
+        values = self._reduce(tokens)
+        return to_numpy(torch.stack([values[list(own)].sum() for own in words]))
 
     def _reduce(self, words: WordGradients) -> Tensor:
         if self.reduction == "l2_norm":

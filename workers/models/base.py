@@ -36,10 +36,15 @@ class Capability(StrEnum):
     """The head returns its own attention over the feature map's cells."""
     COMBINE = "combine"
     """The head fuses image and question in one layer and answers from that layer alone."""
+    TOKENS = "tokens"
+    """A transformer whose attention between tokens can be read, with gradients at it."""
+    EMBEDDINGS = "embeddings"
+    """Logits are differentiable with respect to the embeddings of the question's words."""
 
 
 class Geometry(Frozen):
-    """Sizes a plan needs before any image is read: input, feature map, glimpses, combine layer."""
+    """Sizes a plan needs before any image is read: input, feature map, glimpses, combine layer,
+    image tokens."""
 
     input_height: int
     input_width: int
@@ -53,6 +58,8 @@ class Geometry(Frozen):
     """Which map the glimpses make: the mean of glimpses that count alike, or the last of those that
     follow one another."""
     combine: int = 0
+    token_height: int = 0
+    token_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,58 @@ class HeadOutput:
     attention: Tensor | None = None
 
 
+Stream = Literal["all", "image", "text", "answer"]
+"""A sequence of tokens that attends and is attended to; ``all`` is image and text in one."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which tokens of a stream something is in."""
+
+    stream: Stream
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention layer: ``probabilities (n, head, query, key)``, part of the logits' graph. Of a
+    stream with a sequence for every answer, n is the number of answers."""
+
+    queries: Stream
+    keys: Stream
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Attended:
+    """One pass of one image and one question."""
+
+    logits: Tensor
+    """``(answer,)`` of the answers that were asked for."""
+    layers: tuple[Layer, ...]
+    """In the order they ran."""
+    image: Places
+    """The image's cells, row by row."""
+    cells: tuple[int, int]
+    """How many of them there are, ``(y, x)``."""
+    words: tuple[Places, ...]
+    """Each word's sub-tokens."""
+    output: tuple[Places, ...]
+    """For each answer, the tokens that it is read from."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """One pass of one image and one question, to take gradients at the question."""
+
+    logits: Tensor
+    """``(answer,)`` of the answers that were asked for."""
+    embeddings: Tensor
+    """``(1, token, channel)``, part of the logits' graph."""
+    words: tuple[tuple[int, ...], ...]
+    """Each word's sub-tokens."""
+
+
 class VQAModel(nn.Module, ABC):
     """A frozen, evaluating VQA classifier; weights never require gradients, mode is always eval.
 
@@ -82,6 +141,8 @@ class VQAModel(nn.Module, ABC):
     answers: tuple[str, ...]
     """The answer vocabulary; an answer index is a position in it."""
     geometry: Geometry
+    open: bool = False
+    """It writes its answers and has no list of them: an ``OpenModel`` before ``among``."""
     about: str = ""
     """What a person should know of it: what was found in its files, how it answers."""
     config: Frozen | None = None
@@ -130,7 +191,13 @@ class SplitModel(VQAModel):
     """A late-fusion model: ``head(trunk(normalise(canvas)), encode(words(questions)))``."""
 
     provides: frozenset[Capability] = frozenset(
-        {Capability.LOGITS, Capability.SPLIT, Capability.GRADIENTS, Capability.FEATURE_MAP}
+        {
+            Capability.LOGITS,
+            Capability.SPLIT,
+            Capability.GRADIENTS,
+            Capability.FEATURE_MAP,
+            Capability.EMBEDDINGS,
+        }
     )
 
     @abstractmethod
@@ -192,6 +259,41 @@ class CombineModel(SplitModel):
 
     def head(self, features: Tensor, states: Tensor) -> HeadOutput:
         return HeadOutput(self.answer_from_combine(self.combine(features, states)))
+
+
+class TokenModel(VQAModel):
+    """A transformer that shows what its tokens hold; one pass a call, its graph kept."""
+
+    @abstractmethod
+    def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
+        """The question's embeddings and the logits of some answers for a canvas ``(3, y, x)``."""
+
+    @abstractmethod
+    def attend(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Attended:
+        """Likewise its attention."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """An answer and, of one that the model wrote itself, its tokens."""
+
+    answer: str
+    tokens: tuple[int, ...] | None = None
+
+
+class OpenModel(VQAModel):
+    """A model that writes its answers. It explains some of them: for an image and its questions
+    those it writes and those it is given."""
+
+    @abstractmethod
+    def write(self, canvas: Tensor, questions: Sequence[Tokens]) -> list[Written]:
+        """What it answers to each question about a canvas ``(3, y, x)``; greedy, so the same each
+        time."""
+
+    @abstractmethod
+    def among(self, answers: Sequence[Written]) -> VQAModel:
+        """The same model with these answers, and one more that stands for every other text: the
+        softmax of its logits is the probability that it writes exactly this."""
 
 
 class ModelSpec(Frozen, ABC):

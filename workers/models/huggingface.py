@@ -18,6 +18,7 @@ from workers.models.base import ModelSpec, VQAModel, freeze
 from workers.models.pixels import Pixels, check_processor
 from workers.models.transformer import (
     Blip,
+    Chooser,
     Classifier,
     Generative,
     Transformer,
@@ -58,9 +59,17 @@ class HuggingFaceSpec(ModelSpec):
     """The canvas' longer side where the processor cuts images into tiles or patches."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the weights."""
+    mode: Literal["choice", "open"] = "choice"
+    """``choice``: a model that writes chooses among candidates. ``open``: it writes its answer,
+    which is the target ``predicted``; ``truth`` is the dataset's answer, given to it. What is
+    explained is the probability of exactly that text."""
+    longest_answer: PositiveInt = 16
+    """Sub-tokens that an open model writes at most."""
 
     @model_validator(mode="after")
     def _one_list(self) -> Self:
+        if self.mode == "open" and (self.answers or self.answers_file is not None):
+            raise ValueError("an open model writes its answers; leave out answers and answers_file")
         if self.answers and self.answers_file is not None:
             raise ValueError("give either answers or answers_file")
         if len(set(self.answers)) < len(self.answers):
@@ -80,6 +89,8 @@ class HuggingFaceSpec(ModelSpec):
             prompt=self.prompt,
             size=self.image_size,
             longest=self.longest,
+            mode=self.mode,
+            longest_answer=self.longest_answer,
         )
         answers = self._answers(family, net)
         model = _KINDS[family](net, processor, pixels, answers, settings)
@@ -90,14 +101,19 @@ class HuggingFaceSpec(ModelSpec):
     def _answers(self, family: Family, net: Any) -> tuple[str, ...]:
         given = self.answers or self._read_answers()
         if family == "classifier":
-            if given:
-                raise UserError(f"{self.path} has its own answers (id2label); leave out answers")
+            if given or self.mode == "open":
+                raise UserError(
+                    f"{self.path} has its own answers (id2label); leave out answers and mode"
+                )
             labels = net.config.id2label
             return tuple(labels[i] for i in range(len(labels)))
+        if self.mode == "open":
+            return ()
         if len(given) < 2:
             raise UserError(
                 f"{self.path} writes its answers; give the candidates it chooses from: "
-                "model.answers: [yes, no, ...], or model.answers_file"
+                "model.answers: [yes, no, ...], or model.answers_file; or set model.mode: open to "
+                "explain what it writes"
             )
         if family == "generative" and len(given) > CANDIDATES:
             raise UserError(
@@ -126,15 +142,17 @@ class HuggingFaceSpec(ModelSpec):
 
     def _complete(self, model: Transformer) -> None:
         """What the kinds need beyond their net."""
+        self._complete_kind(model)
+        if isinstance(model, Chooser):
+            model.open, model.longest = self.mode == "open", self.longest_answer
+            model.set_candidates([model.spelt(answer) for answer in model.answers])
+        model.lay_out()
+        if isinstance(model, Generative):
+            model.try_sharing()
+
+    def _complete_kind(self, model: Transformer) -> None:
         if isinstance(model, Blip):
             model.limit = model.net.config.text_config.max_position_embeddings
-            end = model.tokenizer.sep_token_id
-            model.set_candidates(
-                [
-                    [*model.tokenizer(a, add_special_tokens=False)["input_ids"], end]
-                    for a in model.answers
-                ]
-            )
         elif isinstance(model, Classifier):
             model.limit = model.net.config.max_position_embeddings
         elif isinstance(model, Generative):
@@ -146,10 +164,9 @@ class HuggingFaceSpec(ModelSpec):
         model.keeps = "logits_to_keep" in inspect.signature(model.net.forward).parameters
         text = model.net.config.get_text_config()
         model.new_cache = partial(_transformers().DynamicCache, config=text)
-        end = model.tokenizer.eos_token_id
-        if end is None:
+        if model.tokenizer.eos_token_id is None:
             raise UserError(f"{self.path}: its tokeniser has no eos_token, which ends an answer")
-        model.set_candidates([[*prompt.continued(a), end] for a in model.answers])
+        model.continued = prompt.continued
 
 
 class Prompt:

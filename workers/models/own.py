@@ -282,7 +282,7 @@ class OwnSplitModel(_Own, SplitModel):
             glimpses=0 if attention is None else attention.shape[1],
             glimpse_map=_glimpse_map(self.own, self.config.target),
         )
-        own = {Capability.SPLIT, Capability.FEATURE_MAP}
+        own = {Capability.SPLIT, Capability.FEATURE_MAP, Capability.EMBEDDINGS}
         self.provides |= own if attention is None else own | {Capability.ATTENTION}
 
 
