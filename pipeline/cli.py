@@ -239,5 +239,6 @@ def _stop(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-import pipeline.cli_jobs  # noqa: E402 - registers its commands, which use ``app``
+import pipeline.cli_convert  # noqa: E402 - registers its command, which uses ``app``
+import pipeline.cli_jobs  # noqa: E402
 import pipeline.cli_report  # noqa: E402,F401

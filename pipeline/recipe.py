@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from schemas.config import RunConfig
 from workers.catalog import explain_invalid
@@ -64,9 +65,16 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
 def parse(data: dict[str, Any], where: str) -> RunConfig:
     """A recipe's mapping as a validated configuration."""
     try:
-        return RunConfig.model_validate(_absolute(data))
+        config = RunConfig.model_validate(_absolute(data))
+        config.model_dump_json()
     except ValidationError as error:
         raise UserError(f"{where}:\n{explain_invalid('', RunConfig, error)}") from None
+    except PydanticSerializationError as error:
+        raise UserError(
+            f"{where}: a string of it is no text that can be written down ({error!s:.200}); a "
+            "recipe is UTF-8, without halves of surrogate pairs"
+        ) from None
+    return config
 
 
 def _absolute(data: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from workers.explain import explain_scene, wants_gradients
 from workers.images import decode
 from workers.methods.base import Maps, Method, Scene, WordScores
 from workers.models.base import VQAModel
+from workers.models.specs import family
 from workers.probe import forward_seconds
 from workers.questions import check_question
 from workers.sweep.engine import Engine
@@ -61,8 +62,8 @@ def explain(
 ) -> Explanation:
     """Explain one answer by every method asked for; by all that suit the model where none is.
 
-    ``model`` is a catalogue name (``"demo"``), a ``.safetensors`` file of the Kazemi-Elqursh
-    family, a recipe's model section, or a built model; ``image`` a file, ``s3://bucket/key`` or
+    ``model`` is a catalogue name (``"demo"``), a ``.safetensors`` file of one of our
+    models, a recipe's model section, or a built model; ``image`` a file, ``s3://bucket/key`` or
     upright uint8 RGB ``(y, x, 3)``; ``methods`` names, or label -> options; ``answer`` the answer
     to explain in place of the prediction. ``image_id`` is the number under which a model of
     regions finds the image's; by default the one that ends the file's name, as in COCO's.
@@ -112,7 +113,7 @@ def _model(model: str | Mapping[str, Any] | VQAModel, device: str) -> VQAModel:
         return model
     if isinstance(model, str):
         trained = Path(model).suffix == ".safetensors"
-        model = {"name": "kazemi", "checkpoint": model} if trained else {"name": model}
+        model = {"name": family(Path(model)), "checkpoint": model} if trained else {"name": model}
     component = Component(**model)
     return catalog.model_spec(component).build(catalog.pick_device(device))
 

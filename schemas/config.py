@@ -64,7 +64,8 @@ class Resources(Frozen):
     """How occlusion is swept: ``incremental`` recomputes what a window changes, ``dense`` and
     ``plain`` whole images by the traced trunk or the model itself; ``auto`` takes the fastest."""
     address: str | None = None
-    """A running Ray cluster; none starts a local one."""
+    """A running Ray cluster: ``auto`` (the one this machine is part of), ``HOST:6379``, or
+    ``ray://HOST:10001`` from outside; none starts a local one."""
 
 
 class RunConfig(Frozen):

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import field_validator
+
 from schemas.arrays import ArraySpec
 from schemas.base import Frozen
 
@@ -38,6 +40,13 @@ class RunRecord(Frozen):
     shards: int
     examples: int
     images: int
+
+    @field_validator("recipe")
+    @classmethod
+    def _has_a_dataset(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(recipe.get("dataset", {}), dict):
+            raise ValueError("its dataset is no mapping")
+        return recipe
 
     @property
     def first(self) -> Part:

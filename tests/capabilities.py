@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.plan import unfit
 from tests import hub, nets, region_files
 from workers import catalog
-from workers.models import deeper_lstm
+from workers.models import deeper_lstm, san
 from workers.models.base import VQAModel
 
 ROOT = Path(__file__).parents[1]
@@ -36,10 +36,16 @@ def lstm(path: Path) -> None:
     deeper_lstm.save(deeper_lstm.untrained(nets.LSTM, 0), path)
 
 
+def stacked(path: Path) -> None:
+    """A tiny stacked attention network, saved."""
+    san.save(san.untrained(nets.STACKED, 0), path)
+
+
 MAKERS: dict[str, Callable[[Path], None]] = {
     **hub.FAMILIES,
     **hub.SEEING_REGIONS,
     "lstm.safetensors": lstm,
+    "san.safetensors": stacked,
     "updn": region_files.updn,
 }
 """What makes each checkpoint."""
@@ -58,6 +64,7 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
         "demo_lstm": {"name": "demo_lstm"},
         "easy_vqa": {"name": "easy_vqa"},
         "deeper_lstm": {"name": "deeper_lstm", "checkpoint": str(folder("lstm.safetensors"))},
+        "san": {"name": "san", "checkpoint": str(folder("san.safetensors"))},
         "python: logits": own("Plain"),
         "python: differentiable logits": own("Least"),
         "python: trunk, words, encode, head": own("Late"),

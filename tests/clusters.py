@@ -8,6 +8,7 @@ writes down where N workers run.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,6 +70,22 @@ class Nodes:
     @property
     def address(self) -> str:
         return self.cluster.address
+
+    @contextmanager
+    def client(self, log: Path) -> Iterator[str]:
+        """An address for Ray Client, whose server is a process on the head."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "ray.util.client.server", "--mode", "specific-server"]
+        where = ["--address", self.address, "--host", "127.0.0.1", "--port", str(port)]
+        with log.open("w") as file:
+            server = subprocess.Popen([*command, *where], stdout=file, stderr=file)
+        try:
+            yield f"ray://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(PATIENCE)
 
     def add(self, wait: bool = True, **resources: Any) -> Any:
         """A new node."""

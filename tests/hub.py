@@ -115,25 +115,21 @@ def blip(folder: Path) -> None:
     save(folder, hf.BlipForQuestionAnswering(config), hf.BlipProcessor(images, bert_tokenizer()))
 
 
-def llava(folder: Path) -> None:
-    """CLIP at 32 pixels with a centre crop, and a small Llama."""
+def llava(folder: Path, side: int = 32, hidden: int = 16, layers: int = 2) -> None:
+    """CLIP with a centre crop, in patches of 8 pixels, and a small Llama."""
     tokenizer = byte_tokenizer("<image>", image_token="<image>")
+    sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
+            **sizes, num_attention_heads=2, image_size=side, patch_size=8
         ),
-        text_config=hf.LlamaConfig(**language(len(tokenizer))),
+        text_config=hf.LlamaConfig(**language(len(tokenizer)) | sizes | {"head_dim": hidden // 2}),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )
     images = hf.CLIPImageProcessor(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
     )
     processor = hf.LlavaProcessor(
         images,

@@ -24,6 +24,7 @@ from workers.models.base import (
     freeze,
 )
 from workers.models.deeper_lstm import DeeperLSTMConfig
+from workers.models.san import SANConfig
 
 HEIGHT, WIDTH = 24, 20
 VOCABULARY = ("what", "colour", "is", "the", "circle", "where")
@@ -48,6 +49,18 @@ LSTM = DeeperLSTMConfig(
     answers=("red", "blue", "yes"),
 )
 """A tiny Deeper LSTM Q + norm I."""
+STACKED = SANConfig(
+    trunk="small",
+    channels=(4, 6, 8, 10),
+    image_size=32,
+    embedding=7,
+    state=6,
+    attention=5,
+    tokeniser="simple",
+    words=LSTM.words,
+    answers=LSTM.answers,
+)
+"""A tiny stacked attention network, SAN-2."""
 
 
 def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

@@ -99,7 +99,7 @@ def test_deeper_lstm_cuts_long_questions_off() -> None:
 
 def test_only_a_model_with_a_combine_layer_says_so() -> None:
     assert Capability.COMBINE not in SplitModel.provides
-    assert make().provides == frozenset(Capability) - {Capability.ATTENTION}
+    assert make().provides == SplitModel.provides | {Capability.COMBINE}
     assert make().geometry.combine == CONFIG.combine
 
 

@@ -124,12 +124,6 @@ def test_ray_worker_refusing_its_recipe_ends_the_run_at_once(
         outcomes(make_executor(Resources(executor="ray")), tmp_path / "log", "user error")
 
 
-def test_ray_client_is_refused_with_the_way_around() -> None:
-    resources = Resources(address="ray://127.0.0.1:10001")
-    with pytest.raises(UserError, match=r"resources\.address=auto.* submit"):
-        list(make_executor(resources).map(Job(Recorder, (), lambda t: t), tasks(1), resources))
-
-
 class Fragile(Explainer):
     """An explainer whose process dies at one image, as a segmentation fault would."""
 

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import shutil
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from pipeline.recipe import override, parse, read_recipe
 from schemas.config import RunConfig
 from schemas.example import Example
 from schemas.limits import Limits
+from tests import torch7
 from tests.conftest import Recipe
 from tests.fuzz import fragments, pickles, recipes, weights
 from tests.fuzz.bounds import bounds, ceiling
@@ -46,6 +48,7 @@ from workers.images import decode, decode_map
 from workers.models import kazemi, pytorch_vqa
 from workers.models.checkpoints import load_weights, read_state_dict, read_torch
 from workers.models.kazemi import Kazemi, KazemiConfig
+from workers.models.torch7 import read_torch7
 from workers.store import Store, fragment_key
 
 INPUTS = int(os.environ.get("VQATLAS_FUZZ", "2000"))
@@ -411,6 +414,22 @@ def test_torch_bytes(tiny: Kazemi, tmp_path: Path) -> None:
     strategy = st.one_of(damaged(seeds, tokens), weights.archives(seeds[0]))
     fuzz(strategy, 0.07, feed_torch(tmp_path / "model.pth"))
     assert pickles.SUNG == []
+
+
+def test_torch7_bytes(tmp_path: Path) -> None:
+    """Files of Torch7 with and without versions, tables in tables, and names met again."""
+    path = tmp_path / "model.t7"
+    flat, opt = np.arange(40, dtype=np.float32), {"size": 200, "gpu": True, 1: None}
+    value = {"opt": opt, "again": opt, "w": torch7.cuda(flat), "part": flat[3:9], "d": flat * 2.0}
+    seeds = [torch7.dumps(value), torch7.dumps(value, versions=False), torch7.dumps({"w": flat})]
+    integers = [struct.pack("<i", kind) for kind in range(9)]
+    tokens = [*integers, b"V 1", b"torch.FloatTensor", b"torch.DoubleStorage", b"nn.Linear"]
+
+    def feed(data: bytes) -> None:
+        path.write_bytes(data)
+        read_torch7(path)
+
+    fuzz(damaged(seeds, tokens), 0.05, feed)
 
 
 VIEWS: dict[str, torch.Tensor] = {

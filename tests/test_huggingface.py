@@ -120,6 +120,25 @@ def test_dropped_word_is_the_shorter_question(name: str, models: dict[str, VQAMo
     torch.testing.assert_close(logits[2], shorter, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", [n for n in hub.WRITING if n != "blip"])
+@torch.no_grad()
+def test_what_prompts_begin_with_is_read_once_for_all_questions(
+    name: str, models: dict[str, VQAModel]
+) -> None:
+    """Not by PaliGemma, whose image tokens see the question."""
+    model = models[name]
+    canvas, _ = model.prepare(photo())
+    canvases = torch.stack([canvas, 255 - canvas])
+    asked = [("what", "is", "this"), ("is", "it", "red", "?"), ("what",)]
+    together = model.answers_to_all(canvases, asked)
+    alone = torch.cat([model.answers_to_all(canvases, [question]) for question in asked], 1)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
+    assert model.shares == (name != "paligemma")
+    if name == "paligemma":
+        wrong = model._shared(canvases, [" ".join(q) for q in asked])  # type: ignore[operator]
+        assert float((wrong - alone).abs().max()) > 1e-3
+
+
 def test_frame_of_a_centre_crop_is_where_the_photo_is_seen(models: dict[str, VQAModel]) -> None:
     image = np.zeros((64, 128, 3), np.uint8)
     image[16:32, 64:80] = 255

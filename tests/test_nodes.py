@@ -63,6 +63,18 @@ def end(driver: Popen, out: Path) -> int:
     return driver.returncode
 
 
+def test_driver_elsewhere_runs_through_ray_client(
+    cluster: Nodes, recipe: Recipe, tmp_path: Path
+) -> None:
+    plainly = {**WORKERS, "engine": "plain"}
+    stages.run(recipe(resources={**plainly, "executor": "local"}), tmp_path / "alone")
+    file = clusters.recipe_file(recipe(resources=plainly), tmp_path)
+    with cluster.client(tmp_path / "client.log") as address:
+        driver = run_driver(file, tmp_path / "run", f"resources.address={address}")
+        assert end(driver, tmp_path / "run") == 0
+    assert_same_run(tmp_path / "alone", tmp_path / "run")
+
+
 def test_node_lost_in_mid_run_loses_nothing_and_counts_no_crash(
     cluster: Nodes, recipe: Recipe, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -62,6 +62,15 @@ def test_more_methods_unlock_more_capabilities() -> None:
         }
     )
     assert (late.geometry.feature_height, late.geometry.glimpses) == (6, 1)
+    assert late.geometry.glimpse_map == "mean"
+
+
+def test_class_says_which_map_its_glimpses_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classes.Late, "glimpse_map", "last", raising=False)
+    assert model("Late").geometry.glimpse_map == "last"
+    monkeypatch.setattr(classes.Late, "glimpse_map", "first")
+    with pytest.raises(UserError, match=r"Late\.glimpse_map is 'first'; give one of mean, last"):
+        model("Late")
 
 
 def test_another_forward_pass_or_argument_is_another_model() -> None:

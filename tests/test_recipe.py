@@ -99,3 +99,9 @@ def test_recipe_with_many_mistakes_tells_the_first_twenty() -> None:
     assert str(caught.value).endswith(" more mistakes.")
     assert str(caught.value).count("targets.") == 20
     assert len(str(caught.value)) < 10_000
+
+
+def test_recipe_with_half_a_surrogate_pair_is_refused() -> None:
+    data = {"dataset": {"name": "photos", "root": "\ud800"}, "model": "demo", "methods": ["center"]}
+    with pytest.raises(UserError, match="no text that can be written down"):
+        parse(data, "recipe")

@@ -1,5 +1,6 @@
 """The commit protocol and the bytes on disk."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -259,3 +260,11 @@ def test_store_of_another_run_is_refused(field: str, store: Store) -> None:
     other = {"dataset": "other", "model": "other", "capacity": 9, "shards": 9}[field]
     with pytest.raises(UserError, match=f"holds another run: it differs in {field} "):
         store.create(record(**{field: other}))
+
+
+def test_record_whose_dataset_is_no_mapping_is_refused(store: Store) -> None:
+    path = folder(store) / "run.json"
+    kept = json.loads(path.read_text())
+    path.write_text(json.dumps(kept | {"recipe": {"dataset": None}}))
+    with pytest.raises(UserError, match="its dataset is no mapping"):
+        Store(folder(store)).parts()

@@ -1,6 +1,7 @@
 """Every dataset, model, method and metric by name; one line each. Adding one: CONTRIBUTING.md."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -49,7 +50,9 @@ from workers.metrics.localisation import Localisation
 from workers.metrics.rank_correlation import RankCorrelation
 from workers.metrics.sparsity import Sparsity
 from workers.metrics.tang_yuan import TangYuan
-from workers.models.base import ModelSpec
+from workers.models import deeper_lstm_torch7, san_files
+from workers.models.base import ModelSpec, VQAModel
+from workers.models.flat import Sources
 from workers.models.huggingface import HuggingFaceSpec
 from workers.models.own import PythonSpec
 from workers.models.specs import (
@@ -58,6 +61,7 @@ from workers.models.specs import (
     DemoSpec,
     EasyVQASpec,
     KazemiSpec,
+    SANSpec,
 )
 from workers.models.updn import UpDnSpec
 
@@ -74,10 +78,16 @@ MODELS: dict[str, type[ModelSpec]] = {
     "easy_vqa": EasyVQASpec,
     "kazemi": KazemiSpec,
     "deeper_lstm": DeeperLSTMSpec,
+    "san": SANSpec,
     "python": PythonSpec,
     "huggingface": HuggingFaceSpec,
     "updn": UpDnSpec,
 }
+CONVERSIONS: dict[str, Callable[[Sources, Mapping[str, Any], Path], VQAModel]] = {
+    "deeper_lstm": deeper_lstm_torch7.convert,
+    "san": san_files.convert,
+}
+"""What makes a weight file of ours from published ones; a conversion's sizes are options too."""
 METHODS: dict[str, type[Method]] = {
     "occlusion": Occlusion,
     "saliency": Saliency,

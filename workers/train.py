@@ -36,8 +36,9 @@ from workers.datasets.easy_vqa import EasyVQA
 from workers.errors import UserError
 from workers.images import decode
 from workers.models import deeper_lstm
-from workers.models.deeper_lstm import UNKNOWN, DeeperLSTM, DeeperLSTMConfig
+from workers.models.deeper_lstm import DeeperLSTM, DeeperLSTMConfig
 from workers.models.kazemi import Kazemi, KazemiConfig, feature_shape, load, save
+from workers.models.questions import UNKNOWN
 from workers.models.specs import WEIGHTS
 from workers.models.tokenisers import TOKENISERS
 from workers.models.trunks import trunk_shape

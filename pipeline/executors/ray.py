@@ -80,7 +80,6 @@ class RayExecutor(Executor):
     def map(self, job: Job, tasks: Sequence[Task], resources: Resources) -> Iterator[Outcome]:
         if not tasks:
             return
-        _check_address(resources.address)
         with _cluster(resources):
             pool = _Pool(job, tasks, resources)
             try:
@@ -298,17 +297,6 @@ def _node_lost(error: RayError) -> bool:
     actor cannot be reached, machine or network is gone and the health check has yet to notice.
     """
     return isinstance(error, ActorUnavailableError) or NODE_DIED in str(error)
-
-
-def _check_address(address: str | None) -> None:
-    """A driver belongs on the cluster: through Ray Client every call would go by a third process,
-    which ends with the connection."""
-    if address is not None and address.startswith("ray://"):
-        raise UserError(
-            f"resources.address is {address}: a run is not driven through Ray Client. Start it on "
-            "a machine of the cluster with `--set resources.address=auto`, or send it there with "
-            "`python run_pipeline.py submit`."
-        )
 
 
 @contextmanager

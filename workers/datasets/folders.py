@@ -72,9 +72,16 @@ class ImageFolder:
         if not self.flat.exists:
             raise UserError(f"{path}: no such folder of images; correct the field 'images'")
         self.splits: dict[str, Folder] = {}
+        self.last: tuple[tuple[str, int], str] | None = None
 
     def find(self, split: str, image_id: int, named_in: object = "") -> str:
-        """The image's file; the official name where there is none, for decoding to miss."""
+        """The image's file; the official name where there is none, for decoding to miss. Questions
+        of one image come one after another."""
+        if self.last is None or self.last[0] != (split, image_id):
+            self.last = (split, image_id), self._find(split, image_id, named_in)
+        return self.last[1]
+
+    def _find(self, split: str, image_id: int, named_in: object) -> str:
         if split not in self.splits:
             self.splits[split] = Folder(inside(self.flat.path, split, named_in))
         official = f"COCO_{split}_{image_id:012d}"

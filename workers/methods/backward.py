@@ -5,6 +5,7 @@ backward for all rows, and, only where pixels are asked for, one batched trunk p
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import sqrt
 from typing import NamedTuple
 
@@ -125,7 +126,7 @@ def attention_pass(scene: Scene, row: Row, score: Score) -> AttentionPass:
         layers = [layer.probabilities for layer in seen.layers]
         gradients = _row_gradients(seen.logits, own, score, layers)
         parts = (_of_answer(layers, own), _of_answer(gradients, own))
-        return AttentionPass(seen, *parts, seen.output[own])
+        return AttentionPass(_without_graph(seen), *parts, seen.output[own])
 
     return scene.once(("attention pass", row, score), compute)
 
@@ -140,6 +141,12 @@ def _check_same(spelt_out: Tensor, fast: Tensor) -> None:
             f"from those of its fast kernel, the limit is {limit:.2g}; its attention is not what "
             "answered"
         )
+
+
+def _without_graph(seen: Attended) -> Attended:
+    """What is kept of a pass while the scene lasts: not its activations."""
+    layers = [replace(one, probabilities=one.probabilities.detach()) for one in seen.layers]
+    return replace(seen, logits=seen.logits.detach(), layers=tuple(layers))
 
 
 def answers_for(scene: Scene, row: Row, score: Score) -> tuple[list[int], int]:

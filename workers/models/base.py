@@ -18,6 +18,7 @@ from schemas.frame import Frame
 from workers.errors import BadExample
 
 Tokens = tuple[str, ...]
+GlimpseMap = Literal["mean", "last"]
 
 
 class Capability(StrEnum):
@@ -57,6 +58,9 @@ class Geometry(Frozen):
     feature_height: int = 0
     feature_width: int = 0
     glimpses: int = 0
+    glimpse_map: GlimpseMap = "mean"
+    """Which map the glimpses make: the mean of glimpses that count alike, or the last of those that
+    follow one another."""
     combine: int = 0
     token_height: int = 0
     token_width: int = 0

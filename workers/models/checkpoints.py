@@ -65,6 +65,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} is a damaged safetensors file; copy or make it again") from error
 
 
+def read_format(path: Path) -> str | None:
+    """What form of ours a safetensors file says it has; its tensors are not read."""
+    if not is_safetensors(path):
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format")
+    except SafetensorError:
+        return None
+
+
 def read_torch(path: Path) -> Any:
     """What ``torch.save`` wrote, on the CPU, as long as it is tensors in plain containers.
 
@@ -160,7 +171,9 @@ def _plain(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def load_weights(model: nn.Module, found: Mapping[str, Tensor], path: Path, remedy: str) -> None:
+def load_weights(
+    model: nn.Module, found: Mapping[str, Tensor], path: Path | str, remedy: str
+) -> None:
     """Give ``model`` its weights, or say which tensor of the file is missing, extra or misshapen.
 
     BatchNorm's batch counters may be missing, as they are in files older than PyTorch 0.4.1.

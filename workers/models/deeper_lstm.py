@@ -6,29 +6,26 @@ that small models of the family can be trained.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from schemas.base import Frozen
 from schemas.frame import Frame
 from workers.models.base import CombineModel, Geometry, Tokens, Words
 from workers.models.checkpoints import load_weights, read_model, save_model
 from workers.models.preprocessing import square_crop, to_canvas
+from workers.models.questions import UNKNOWN, check_vocabularies, final_states, word_indices
 from workers.models.tokenisers import TOKENISERS, TokeniserName
 from workers.models.trunks import TRUNKS, TrunkName, trunk_shape
 
 FORMAT = "vqatlas-deeper-lstm-1"
 """Names our weight files; a file of another format is refused."""
 AGAIN = "save the model again with workers.models.deeper_lstm.save"
-UNKNOWN = "UNK"
-"""The last word of every vocabulary: what a word that is not in it is read as."""
 
 
 class DeeperLSTMConfig(Frozen):
@@ -51,7 +48,7 @@ class DeeperLSTMConfig(Frozen):
     embedding: PositiveInt = 200
     state: PositiveInt = 512
     """Units of each LSTM layer."""
-    layers: PositiveInt = 2
+    layers: int = Field(default=2, ge=1, le=64)
     combine: PositiveInt = 1024
     """Neurons of the combine layer."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
@@ -64,12 +61,7 @@ class DeeperLSTMConfig(Frozen):
 
     @model_validator(mode="after")
     def _vocabularies(self) -> Self:
-        if not self.words or self.words[-1] != UNKNOWN:
-            raise ValueError(f"the last of the words must be {UNKNOWN!r}")
-        for entries in (self.words, self.answers):
-            if len(set(entries)) < len(entries):
-                twice = next(entry for entry in entries if entries.count(entry) > 1)
-                raise ValueError(f"{twice!r} is there more than once")
+        check_vocabularies(self.words, self.answers)
         return self
 
 
@@ -92,20 +84,8 @@ class Question(nn.Module):
 
         The state of an empty question is the LSTM's initial one, zero.
         """
-        steps = self.drop(embeddings).tanh()
-        packed = pack_padded_sequence(
-            steps, lengths.cpu().clamp(min=1), batch_first=True, enforce_sorted=False
-        )
-        with self._differentiable_rnn():
-            _, (hidden, cell) = self.lstm(packed)
-        states = torch.stack([cell, hidden], 1).flatten(0, 1)  # c1, h1, c2, h2
-        return torch.where((lengths > 0).to(cell.device)[:, None], torch.cat([*states], 1), 0)
-
-    def _differentiable_rnn(self) -> AbstractContextManager[Any]:
-        """cuDNN's LSTM has no backward pass in eval mode; PyTorch's own kernel has."""
-        if torch.is_grad_enabled() and not self.training:
-            return torch.backends.cudnn.flags(enabled=False)
-        return nullcontext()
+        hidden, cell = final_states(self.lstm, self.drop(embeddings).tanh(), lengths)
+        return torch.cat([*torch.stack([cell, hidden], 1).flatten(0, 1)], 1)  # c1, h1, c2, h2
 
 
 class Image(nn.Module):
@@ -184,13 +164,8 @@ class DeeperLSTM(CombineModel):
         return self.trunk_net(pixels)
 
     def words(self, questions: Sequence[Tokens]) -> Words:
-        """As the contract says; at least one column, so that empty questions have a shape.
-        The lengths stay on the CPU, where packing a sequence needs them."""
         unknown = self._word_index[UNKNOWN]
-        lengths = torch.tensor([len(tokens) for tokens in questions])
-        indices = torch.full((len(questions), max(1, int(lengths.max()))), unknown)
-        for row, tokens in zip(indices, questions, strict=True):
-            row[: len(tokens)] = torch.tensor([self._word_index.get(t, unknown) for t in tokens])
+        indices, lengths = word_indices(questions, self._word_index, unknown)
         return Words(self.question.embed(indices.to(self.device)), lengths)
 
     def encode(self, words: Words) -> Tensor:

@@ -200,6 +200,8 @@ class HuggingFaceSpec(ModelSpec):
             model.open, model.longest = self.mode == "open", self.longest_answer
             model.set_candidates([model.spelt(answer) for answer in model.answers])
         model.lay_out()
+        if isinstance(model, Generative):
+            model.try_sharing()
 
     def _complete_kind(self, model: Transformer) -> None:
         if isinstance(model, Blip):

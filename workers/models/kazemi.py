@@ -5,21 +5,20 @@ weights load; the sizes are fields, so that small models of the family can be tr
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from schemas.base import Frozen
 from schemas.frame import Frame
 from workers.models.base import Capability, Geometry, HeadOutput, SplitModel, Tokens, Words
 from workers.models.checkpoints import load_weights, read_model, save_model
 from workers.models.preprocessing import Resize, square_crop, to_canvas
+from workers.models.questions import check_different, final_states, word_indices
 from workers.models.tokenisers import TOKENISERS
 from workers.models.trunks import TRUNKS, TrunkName, trunk_shape
 
@@ -60,9 +59,7 @@ class KazemiConfig(Frozen):
     @field_validator("words", "answers")
     @classmethod
     def _all_different(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(entries)) < len(entries):
-            twice = next(entry for entry in entries if entries.count(entry) > 1)
-            raise ValueError(f"{twice!r} is there more than once")
+        check_different(entries)
         return entries
 
 
@@ -85,19 +82,7 @@ class Text(nn.Module):
 
         The state of an empty question is the LSTM's initial one, zero.
         """
-        steps = self.drop(embeddings).tanh()
-        packed = pack_padded_sequence(
-            steps, lengths.cpu().clamp(min=1), batch_first=True, enforce_sorted=False
-        )
-        with self._differentiable_rnn():
-            _, (_, cell) = self.lstm(packed)
-        return torch.where((lengths > 0).to(cell.device)[:, None], cell[0], 0)
-
-    def _differentiable_rnn(self) -> AbstractContextManager[Any]:
-        """cuDNN's LSTM has no backward pass in eval mode; PyTorch's own kernel has."""
-        if torch.is_grad_enabled() and not self.training:
-            return torch.backends.cudnn.flags(enabled=False)
-        return nullcontext()
+        return final_states(self.lstm, self.drop(embeddings).tanh(), lengths)[1][0]
 
 
 class Attention(nn.Module):
@@ -184,12 +169,7 @@ class Kazemi(SplitModel):
         return self.trunk_net(pixels)
 
     def words(self, questions: Sequence[Tokens]) -> Words:
-        """As the contract says; at least one column, so that empty questions have a shape.
-        The lengths stay on the CPU, where packing a sequence needs them."""
-        lengths = torch.tensor([len(tokens) for tokens in questions])
-        indices = torch.zeros(len(questions), max(1, int(lengths.max())), dtype=torch.long)
-        for row, tokens in zip(indices, questions, strict=True):
-            row[: len(tokens)] = torch.tensor([self._word_index.get(t, 0) for t in tokens])
+        indices, lengths = word_indices(questions, self._word_index, 0)
         return Words(self.text.embedding(indices.to(self.device)), lengths)
 
     def encode(self, words: Words) -> Tensor:

@@ -20,6 +20,7 @@ from workers.errors import UserError
 from workers.models.base import (
     Capability,
     Geometry,
+    GlimpseMap,
     HeadOutput,
     ModelSpec,
     SplitModel,
@@ -44,8 +45,9 @@ class PythonSpec(ModelSpec):
     Its instances have ``answers``, a list, and ``logits(images, questions) -> (n, answer)``:
     ``images`` float32 RGB in 0..255, resized, ``(n, 3, y, x)``; ``questions`` n strings. Weights
     are frozen and the mode is eval whatever the class does. Optional attributes: ``image_size``
-    (224), ``resize`` (``squash``, or ``shorter_side_crop``), ``central_fraction`` (1). Optional
-    methods: ``tokenise(question)`` -> its words, ``known(word)``, and, together,
+    (224), ``resize`` (``squash``, or ``shorter_side_crop``), ``central_fraction`` (1),
+    ``glimpse_map`` (``mean``, or ``last``: which map several glimpses make). Optional methods:
+    ``tokenise(question)`` -> its words, ``known(word)``, and, together,
 
     * ``trunk(images) -> (n, channel, y, x)``, images after ``normalise(images)`` if there is one;
     * ``words(questions) -> (embeddings (n, word, channel), lengths (n,))``, padded at the end;
@@ -278,6 +280,7 @@ class OwnSplitModel(_Own, SplitModel):
             feature_height=features.shape[2],
             feature_width=features.shape[3],
             glimpses=0 if attention is None else attention.shape[1],
+            glimpse_map=_glimpse_map(self.own, self.config.target),
         )
         own = {Capability.SPLIT, Capability.FEATURE_MAP, Capability.EMBEDDINGS}
         self.provides |= own if attention is None else own | {Capability.ATTENTION}
@@ -310,3 +313,12 @@ def _canvas_of(own: Any, target: str) -> tuple[int, float, Resize]:
     if how not in get_args(Resize):
         raise UserError(f"{target}.resize is {how!r}; give one of {', '.join(get_args(Resize))}")
     return size, float(fraction), how
+
+
+def _glimpse_map(own: Any, target: str) -> GlimpseMap:
+    """Which map the glimpses of its attention make."""
+    how: GlimpseMap = getattr(own, "glimpse_map", "mean")
+    if how not in get_args(GlimpseMap):
+        known = ", ".join(get_args(GlimpseMap))
+        raise UserError(f"{target}.glimpse_map is {how!r:.100}; give one of {known}")
+    return how

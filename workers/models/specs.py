@@ -1,5 +1,6 @@
 """The recipes of models: from files, from a seed, and those shipped with VQAtlas."""
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -8,18 +9,39 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from workers.errors import UserError
-from workers.models import deeper_lstm, kazemi, pytorch_vqa
+from workers.models import deeper_lstm, kazemi, pytorch_vqa, san
 from workers.models.base import ModelSpec, VQAModel, freeze
-from workers.models.checkpoints import is_safetensors, load_weights, read_state_dict
-from workers.models.deeper_lstm import UNKNOWN, DeeperLSTMConfig
+from workers.models.checkpoints import (
+    is_safetensors,
+    load_weights,
+    read_format,
+    read_state_dict,
+)
+from workers.models.deeper_lstm import DeeperLSTMConfig
 from workers.models.kazemi import Kazemi, KazemiConfig
+from workers.models.questions import UNKNOWN
+from workers.models.san import SANConfig
 from workers.models.trunks import TrunkName
 from workers.models.untrained import ANSWERS, WORDS, untrained
 
 WEIGHTS = Path(__file__).parent / "weights"
 PUBLISHED = KazemiConfig(words=WORDS, answers=ANSWERS)
 PUBLISHED_DEEPER = DeeperLSTMConfig(words=(*WORDS, "?", UNKNOWN), answers=ANSWERS[:1000])
+PUBLISHED_SAN = SANConfig(words=PUBLISHED_DEEPER.words, answers=PUBLISHED_DEEPER.answers)
 HEAD = ("text", "attention", "classifier")
+
+FAMILIES = {
+    kazemi.FORMAT: "kazemi",
+    deeper_lstm.FORMAT: "deeper_lstm",
+    san.FORMAT: "san",
+}
+"""The catalogue's names of the forms of our own weight files."""
+
+
+def family(path: Path) -> str:
+    """The catalogue's name of the model in one of our files; ``kazemi``, which will refuse it, for
+    what is no such file."""
+    return FAMILIES.get(read_format(path) or "", "kazemi")
 
 
 class KazemiSpec(ModelSpec):
@@ -89,11 +111,12 @@ class KazemiSpec(ModelSpec):
         return model
 
 
-class DeeperLSTMSpec(ModelSpec):
-    """A Deeper LSTM Q + norm I from a checkpoint, or from a seed to try the geometry."""
+class _FileOrSeedSpec(ModelSpec):
+    """A model whose weight file holds all of it."""
 
     checkpoint: Path | None = None
-    """Ours (.safetensors, all in one), as ``workers.models.deeper_lstm.save`` writes it."""
+    """Ours (.safetensors, all in one), as ``python run_pipeline.py convert`` or the model's
+    ``save`` writes it."""
     random_seed: int | None = None
     """Instead of a checkpoint: random weights, whose maps explain nothing."""
 
@@ -105,11 +128,37 @@ class DeeperLSTMSpec(ModelSpec):
 
     def build(self, device: torch.device) -> VQAModel:
         if self.random_seed is not None:
-            model = deeper_lstm.untrained(PUBLISHED_DEEPER, self.random_seed)
-        else:
-            assert self.checkpoint is not None  # _one_source
-            model = deeper_lstm.load(self.checkpoint)
-        return freeze(model.to(device))
+            return freeze(self._untrained(self.random_seed).to(device))
+        assert self.checkpoint is not None  # _one_source
+        return freeze(self._read(self.checkpoint).to(device))
+
+    @abstractmethod
+    def _read(self, path: Path) -> VQAModel:
+        """The model in the file."""
+
+    @abstractmethod
+    def _untrained(self, seed: int) -> VQAModel:
+        """The published architecture with random weights."""
+
+
+class DeeperLSTMSpec(_FileOrSeedSpec):
+    """A Deeper LSTM Q + norm I from a checkpoint, or from a seed to try the geometry."""
+
+    def _read(self, path: Path) -> VQAModel:
+        return deeper_lstm.load(path)
+
+    def _untrained(self, seed: int) -> VQAModel:
+        return deeper_lstm.untrained(PUBLISHED_DEEPER, seed)
+
+
+class SANSpec(_FileOrSeedSpec):
+    """A stacked attention network from a checkpoint, or from a seed to try the geometry."""
+
+    def _read(self, path: Path) -> VQAModel:
+        return san.load(path)
+
+    def _untrained(self, seed: int) -> VQAModel:
+        return san.untrained(PUBLISHED_SAN, seed)
 
 
 class _ShippedSpec(ModelSpec):

@@ -8,8 +8,8 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
-from math import isqrt
+from copy import copy, deepcopy
+from math import isqrt, sqrt
 from typing import Any
 
 import numpy as np
@@ -397,11 +397,22 @@ class Blip(Chooser):
         return likelihoods(logits, ids.repeat(len(states), 1)).unflatten(0, (len(states), -1))
 
 
+ALONG_THE_PROMPT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+"""What a processor gives for every token of a prompt."""
+
+
+def _common(prompts: Sequence[Tensor]) -> int:
+    """How many tokens all prompts begin with."""
+    columns = zip(*(prompt.tolist() for prompt in prompts), strict=False)
+    return next((i for i, tokens in enumerate(columns) if len(set(tokens)) > 1), len(prompts[0]))
+
+
 class Generative(Chooser):
     """A language model that reads an image and a prompt (Qwen-VL, LLaVA, PaliGemma, SmolVLM ...).
 
     A candidate's logit is the teacher-forced sum of the log-probabilities of its sub-tokens and of
-    the end, after the prompt. The prompt goes through once for all candidates.
+    the end, after the prompt. The prompt goes through once for all candidates, and of the prompts
+    of one image's questions what they begin with, the image above all, once for all questions.
     """
 
     prompt: Callable[[str], str]
@@ -413,8 +424,47 @@ class Generative(Chooser):
     new_cache: Callable[[], Any]
     """An empty cache of keys and values for the net."""
 
+    shares: bool = False
+    """Whether prompts share what they begin with; found by trying."""
+
     def likelihoods(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
-        return torch.stack([self._answers(canvas, " ".join(q)) for q in questions], 1)
+        texts = [" ".join(question) for question in questions]
+        if self.shares and len(texts) > 1 and not canvas.requires_grad:
+            return self._shared(canvas, texts)
+        return torch.stack([self._scores(canvas, text, self.ids) for text in texts], 1)
+
+    @torch.no_grad()
+    def try_sharing(self) -> None:
+        """Share where the answers to two questions about a picture are what they are alone: not
+        where the image's tokens see the question behind them (PaliGemma)."""
+        canvas, _ = self.prepare(np.zeros((*TYPICAL, 3), np.uint8))
+        texts = ["what is this", "is it red ?"]
+        ids = torch.tensor([self.spelt("yes")], device=self.device)
+        alone = torch.stack([self._scores(canvas[None], text, ids) for text in texts], 1)
+        together = self._shared(canvas[None], texts, ids)
+        limit = sqrt(torch.finfo(self.net.dtype).eps) * max(1.0, float(alone.abs().max()))
+        self.shares = bool((alone - together).abs().max() <= limit)
+
+    def _shared(
+        self, canvas: Tensor, questions: Sequence[str], own: Tensor | None = None
+    ) -> Tensor:
+        """All questions from one cache of what their prompts begin with, ``(n, question,
+        candidate)``."""
+        given = self.inputs(canvas, questions[0])
+        prompts = [self.inputs(canvas[:1], text)["input_ids"][0] for text in questions]
+        length = min(_common(prompts), min(map(len, prompts)) - 1)
+        image = (given["input_ids"][0] == self.net.config.image_token_id).nonzero()
+        if length <= int(image.max()):
+            return torch.stack([self._scores(canvas, text, self.ids) for text in questions], 1)
+        beginning = given | {
+            name: given[name][:, :length] for name in ALONG_THE_PROMPT if name in given
+        }
+        cache, _ = self._read(beginning)
+        found = []
+        for prompt in prompts:
+            rest = {"input_ids": prompt[None, length:].expand(len(canvas), -1)}
+            found.append(self._choose(*self._read(rest, deepcopy(cache)), own, given))
+        return torch.stack(found, 1)
 
     def generate(self, canvas: Tensor, question: Tokens) -> list[int]:
         given = self.inputs(canvas[None], " ".join(question))
@@ -443,16 +493,26 @@ class Generative(Chooser):
             if name != "labels"
         }
 
-    def _answers(self, canvas: Tensor, question: str) -> Tensor:
-        return self._scores(canvas, question, self.ids)
-
     def _scores(self, canvas: Tensor, question: str, own: Tensor) -> Tensor:
         """Of some candidates ``(candidate, token)``: ``(n, candidate)``."""
         given = self.inputs(canvas, question)
+        return self._choose(*self._read(given), own, given)
+
+    def _read(self, given: dict[str, Tensor], cache: Any = None) -> tuple[Any, Tensor]:
+        """A prompt, or the rest of one: the cache with it, and the logits ``(n, 1, word)`` of what
+        follows."""
         last = {"logits_to_keep": 1} if self.keeps else {}
-        cache = self.new_cache()
-        prefix = self.net(**given, cache=cache, use_cache=True, **last)
-        n, count = len(canvas), len(own)
+        cache = self.new_cache() if cache is None else cache
+        output = self.net(**given, cache=cache, use_cache=True, **last)
+        return cache, output.logits[:, -1:]
+
+    def _choose(
+        self, cache: Any, first: Tensor, own: Tensor | None, given: dict[str, Tensor]
+    ) -> Tensor:
+        """Candidates after a prompt, ``(n, candidate)``; all of the model's where none are given.
+        The cache is used up."""
+        own = self.ids if own is None else own
+        n, count = len(first), len(own)
         cache.batch_repeat_interleave(count)
         ids = own.repeat(n, 1)
         more = self.net(
@@ -461,8 +521,7 @@ class Generative(Chooser):
             use_cache=True,
             **self._types(given, ids),
         )
-        first = prefix.logits[:, -1:].repeat_interleave(count, 0)
-        logits = torch.cat([first, more.logits], 1)
+        logits = torch.cat([first.repeat_interleave(count, 0), more.logits], 1)
         return likelihoods(logits, ids).unflatten(0, (n, count))
 
     @staticmethod
