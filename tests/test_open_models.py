@@ -232,3 +232,13 @@ def test_what_does_not_go_together_is_refused(
     config = parse(recipe(metrics={"deletion_insertion": {}}), "open")
     with pytest.raises(UserError, match=r"metrics.deletion_insertion asks the model about answers"):
         stages.run(config, tmp_path / "run")
+
+
+def test_model_of_a_recipe_file_explains_one_picture(
+    recipe: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe()))
+    monkeypatch.chdir(tmp_path)
+    result = explain("recipe.yaml", photo(), "is it red ?", ["word_occlusion"])
+    assert result.prediction != REST
+    assert len(result.words["word_occlusion"]) == 4
