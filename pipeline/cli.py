@@ -177,7 +177,9 @@ def explain(
     image: Annotated[str, typer.Option(help="A photo, or s3://bucket/key.")],
     question: Annotated[str, typer.Option(help="What to ask about it.")],
     out: Annotated[Path, typer.Option(help="PNG file to write.")],
-    model: Annotated[str, typer.Option(help="A catalogue name, or a .safetensors file.")] = "demo",
+    model: Annotated[
+        str, typer.Option(help="A catalogue name, a .safetensors file, or a recipe with the model.")
+    ] = "demo",
     answer: Annotated[
         str | None, typer.Option(help="Explain this answer instead of the model's own.")
     ] = None,

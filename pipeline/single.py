@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.plan import check_capabilities, unfit
+from pipeline.recipe import read_recipe
 from schemas.config import BASELINES, Component
 from schemas.frame import Frame
 from schemas.limits import Limits
@@ -62,8 +63,8 @@ def explain(
 ) -> Explanation:
     """Explain one answer by every method asked for; by all that suit the model where none is.
 
-    ``model`` is a catalogue name (``"demo"``), a ``.safetensors`` file of one of our
-    models, a recipe's model section, or a built model; ``image`` a file, ``s3://bucket/key`` or
+    ``model`` is a catalogue name (``"demo"``), a ``.safetensors`` file of one of our models, a
+    recipe's file or its model section, or a built model; ``image`` a file, ``s3://bucket/key`` or
     upright uint8 RGB ``(y, x, 3)``; ``methods`` names, or label -> options; ``answer`` the answer
     to explain in place of the prediction. ``image_id`` is the number under which a model of
     regions finds the image's; by default the one that ends the file's name, as in COCO's.
@@ -111,11 +112,15 @@ def suitable(model: VQAModel) -> tuple[str, ...]:
 def _model(model: str | Mapping[str, Any] | VQAModel, device: str) -> VQAModel:
     if isinstance(model, VQAModel):
         return model
-    if isinstance(model, str):
-        trained = Path(model).suffix == ".safetensors"
-        model = {"name": family(Path(model)), "checkpoint": model} if trained else {"name": model}
-    component = Component(**model)
+    component = _component(model) if isinstance(model, str) else Component(**model)
     return catalog.model_spec(component).build(catalog.pick_device(device))
+
+
+def _component(name: str) -> Component:
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        return Component(**{"name": family(path), "checkpoint": name})
+    return read_recipe(path).model if path.suffix in (".yaml", ".yml") else Component(name=name)
 
 
 def _scene(

@@ -89,6 +89,8 @@ class WordRow(Frozen):
     importances: list[float] | None
     top_answers: list[str] | None
     """The model's answer when each word is dropped."""
+    sub_tokens: list[int] | None = None
+    """Of how many sub-tokens each importance is the sum; null where words are the model's own."""
     score: str
     status: str
     reason: str | None

@@ -22,6 +22,8 @@ from workers.check import check_model
 from workers.errors import UserError
 from workers.methods.base import Scene
 from workers.methods.occlusion import Occlusion
+from workers.methods.token_attention import WordRelevance
+from workers.methods.words import WordGradient
 from workers.models.base import VQAModel, Written
 from workers.models.transformer import NOTHING, REST
 
@@ -212,6 +214,10 @@ def test_run_explains_what_was_written_and_what_was_given(
     for one, other in zip(run.fetch(run.maps), runs[1].fetch(runs[1].maps), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
     assert 0 < run.examples.confidence.max() < 1
+    for row in run.words.itertuples():
+        assert row.method == "word_gradient"
+        assert [len(row.tokens)] == [len(row.sub_tokens)]
+        assert set(row.sub_tokens) == {1}
 
 
 def test_one_given_answer_is_explained(checkpoints: Checkpoints) -> None:
@@ -232,3 +238,23 @@ def test_what_does_not_go_together_is_refused(
     config = parse(recipe(metrics={"deletion_insertion": {}}), "open")
     with pytest.raises(UserError, match=r"metrics.deletion_insertion asks the model about answers"):
         stages.run(config, tmp_path / "run")
+
+
+def test_model_of_a_recipe_file_explains_one_picture(
+    recipe: Callable[..., dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe()))
+    monkeypatch.chdir(tmp_path)
+    result = explain("recipe.yaml", photo(), "is it red ?", ["word_occlusion"])
+    assert result.prediction != REST
+    assert len(result.words["word_occlusion"]) == 4
+
+
+def test_words_of_several_sub_tokens_say_of_how_many(models: dict[str, VQAModel]) -> None:
+    model = models["blip"]
+    canvas, _ = model.prepare(photo())
+    question = model.tokenise("is it xylophonic ?")
+    own = ask(model, canvas, [question], [None])
+    scene = Scene(own.model, canvas, [question], [1], [None], written=own.predictions)
+    for method in (WordGradient(), WordRelevance()):
+        assert method.explain(scene).sub_tokens == [[1, 1, 10, 1]]

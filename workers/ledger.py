@@ -56,6 +56,23 @@ class Placed:
     checksum: int | None = None
 
 
+@dataclass(frozen=True)
+class BesideWords:
+    """What a row of words has beside the importances."""
+
+    top_answers: list[str] | None = None
+    sub_tokens: list[int] | None = None
+
+    @classmethod
+    def of(cls, scores: WordScores, entry: Entry, r: int) -> "BesideWords":
+        """Of row ``r``."""
+        top, parts = scores.top_answers, scores.sub_tokens
+        return cls(
+            None if top is None else [entry.answers[int(a)] for a in top[entry.row.question]],
+            None if parts is None else parts[r],
+        )
+
+
 @dataclass
 class Ledger:
     """Arrays and rows of one task. Every example ends with its rows, failed ones too."""
@@ -149,7 +166,7 @@ class Ledger:
             self.examples[example.question_id] = self._example_row(example, str(error))
         row = Row(0, self.targets[0], -1)  # type: ignore[arg-type]
         for name in self.task.labels if label is None else [label]:
-            self._append(Entry(name, example, row, status="failed", reason=str(error)), None, None)
+            self._append(Entry(name, example, row, status="failed", reason=str(error)), None)
 
     def record(self, entry: Entry, r: int, result: Maps | WordScores) -> None:
         """Row ``r`` of a method's result; non-finite values are a failure, never data."""
@@ -164,9 +181,8 @@ class Ledger:
         if not finite:
             self.fail(entry.example, "explain", _not_finite(entry, primary), entry.label)
             return
-        top = result.top_answers if isinstance(result, WordScores) else None
-        placed = self._place(entry, own)
-        self._append(entry, primary, None if top is None else top[entry.row.question], placed)
+        beside = BesideWords.of(result, entry, r) if isinstance(result, WordScores) else None
+        self._append(entry, primary, beside, self._place(entry, own))
 
     def commit(self, store: Store) -> None:
         """Everything in one attempt; the example rows only in the shard's first round."""
@@ -217,13 +233,13 @@ class Ledger:
         self,
         entry: Entry,
         values: np.ndarray | None,
-        top_answers: np.ndarray | None,
+        beside: "BesideWords | None" = None,
         placed: Placed | None = None,
     ) -> None:
         if isinstance(self.methods[entry.label], ImageMethod):
             self.maps.append(self._map_row(entry, values, placed or Placed()))
         else:
-            self.words.append(self._word_row(entry, values, top_answers))
+            self.words.append(self._word_row(entry, values, beside or BesideWords()))
 
     def _map_row(self, entry: Entry, values: np.ndarray | None, placed: Placed) -> MapRow:
         status, reason = _verdict(entry, values)
@@ -245,16 +261,14 @@ class Ledger:
             device=str(self.model.device),
         )
 
-    def _word_row(
-        self, entry: Entry, values: np.ndarray | None, top_answers: np.ndarray | None
-    ) -> WordRow:
+    def _word_row(self, entry: Entry, values: np.ndarray | None, beside: "BesideWords") -> WordRow:
         status, reason = _verdict(entry, values)
-        names = entry.answers
         return WordRow(
             **self._common(entry),
             tokens=list(entry.tokens),
             importances=None if values is None else [float(v) for v in values],
-            top_answers=None if top_answers is None else [names[int(a)] for a in top_answers],
+            top_answers=beside.top_answers,
+            sub_tokens=beside.sub_tokens,
             status=status,
             reason=reason,
         )

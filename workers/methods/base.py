@@ -218,10 +218,12 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WordScores:
-    """Per row, one float per token; ``top_answers`` (per question) where words were dropped."""
+    """Per row, one float per token; ``top_answers`` (per question) where words were dropped;
+    ``sub_tokens`` (per row) where each importance is the sum over so many of them."""
 
     importances: list[np.ndarray]
     top_answers: list[np.ndarray] | None = None
+    sub_tokens: list[list[int]] | None = None
 
 
 class Method(Frozen, ABC):

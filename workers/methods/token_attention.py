@@ -131,7 +131,9 @@ class WordRelevance(WordMethod):
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TOKENS})
 
     def explain(self, scene: Scene) -> WordScores:
-        return WordScores([self._of(attention_pass(scene, row, self.score)) for row in scene.rows])
+        passes = [attention_pass(scene, row, self.score) for row in scene.rows]
+        parts = [[len(word.tokens) for word in seen.attended.words] for seen in passes]
+        return WordScores([self._of(seen) for seen in passes], sub_tokens=parts)
 
     def _of(self, seen: Pass) -> np.ndarray:
         words = seen.attended.words

@@ -73,19 +73,22 @@ class WordGradient(WordMethod):
 
     def explain(self, scene: Scene) -> WordScores:
         if Capability.SPLIT not in scene.model.provides:
-            return WordScores([self._of_tokens(scene, row) for row in scene.rows])
+            found = [self._of_tokens(scene, row) for row in scene.rows]
+            return WordScores([own for own, _ in found], sub_tokens=[parts for _, parts in found])
         values = self._reduce(
             scene.once(("word gradients", self.score), lambda: word_gradients(scene, self.score))
         )
         lengths = [len(scene.questions[row.question]) for row in scene.rows]
         return WordScores([to_numpy(of_row[:n]) for of_row, n in zip(values, lengths, strict=True)])
 
-    def _of_tokens(self, scene: Scene, row: Row) -> np.ndarray:
+    def _of_tokens(self, scene: Scene, row: Row) -> tuple[np.ndarray, list[int]]:
+        """Each word's importance, and how many sub-tokens it is the sum of."""
         words, tokens = scene.once(
             ("token gradients", row, self.score), lambda: token_gradients(scene, row, self.score)
         )
         values = self._reduce(tokens)
-        return to_numpy(torch.stack([values[list(own)].sum() for own in words]))
+        summed = torch.stack([values[list(own)].sum() for own in words])
+        return to_numpy(summed), [len(own) for own in words]
 
     def _reduce(self, words: WordGradients) -> Tensor:
         if self.reduction == "l2_norm":
