@@ -356,7 +356,7 @@ class RegionModel(VQAModel):
         if image_id is None:
             raise BadExample(
                 f"{type(self).__name__} sees regions, which are stored by the image's number, and "
-                "none was given; give image_id"
+                "none was given; give image_id, or a file whose name ends with it"
             )
         canvas, frame = self.prepare(image)
         regions = self.regions(image_id, *image.shape[:2])
