@@ -20,8 +20,9 @@ import torch
 from against_captum import machine, put_section
 
 from tests import hub
+from workers.models.chooser import likelihoods
+from workers.models.generative import Generative
 from workers.models.huggingface import HuggingFaceSpec
-from workers.models.transformer import Generative, likelihoods
 
 QUESTIONS = (
     "what is the colour of the thing on the left ?",

@@ -25,7 +25,7 @@ from workers.methods.occlusion import Occlusion
 from workers.methods.token_attention import WordRelevance
 from workers.methods.words import WordGradient
 from workers.models.base import VQAModel, Written
-from workers.models.transformer import NOTHING, REST
+from workers.models.chooser import NOTHING, REST
 
 QUESTIONS = [("what", "is", "it", "?"), ("is", "it", "red", "?")]
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -15,7 +15,10 @@ from torch import Tensor
 
 from workers.errors import UserError
 from workers.models.base import ModelSpec, VQAModel, freeze
+from workers.models.blip import Blip
 from workers.models.checkpoints import read_state_dict
+from workers.models.chooser import Chooser
+from workers.models.generative import Generative
 from workers.models.pixels import Pixels, check_processor
 from workers.models.region_model import Files
 from workers.models.region_transformer import (
@@ -25,14 +28,7 @@ from workers.models.region_transformer import (
     assemble,
 )
 from workers.models.regions import RegionFeatures
-from workers.models.transformer import (
-    Blip,
-    Chooser,
-    Classifier,
-    Generative,
-    Transformer,
-    TransformerConfig,
-)
+from workers.models.transformer import Classifier, Transformer, TransformerConfig
 
 Family = Literal["classifier", "blip", "generative", "regions"]
 CLASSIFIERS = {"vilt": "ViltForQuestionAnswering"}

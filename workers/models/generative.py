@@ -1,0 +1,258 @@
+"""Language models that read an image and a prompt."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from math import isqrt, sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from workers.errors import BadExample
+from workers.models.base import (
+    Attended,
+    Embedded,
+    Layer,
+    Places,
+    Tokens,
+)
+from workers.models.chooser import Chooser, greedy, likelihoods, until
+from workers.models.pixels import TYPICAL
+from workers.models.tokens import last_run, tapped, word_tokens
+
+ALONG_THE_PROMPT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+"""What a processor gives for every token of a prompt."""
+
+
+def _common(prompts: Sequence[Tensor]) -> int:
+    """How many tokens all prompts begin with."""
+    columns = zip(*(prompt.tolist() for prompt in prompts), strict=False)
+    return next((i for i, tokens in enumerate(columns) if len(set(tokens)) > 1), len(prompts[0]))
+
+
+class Generative(Chooser):
+    """A language model that reads an image and a prompt (Qwen-VL, LLaVA, PaliGemma, SmolVLM ...).
+
+    A candidate's logit is the teacher-forced sum of the log-probabilities of its sub-tokens and of
+    the end, after the prompt. The prompt goes through once for all candidates, and of the prompts
+    of one image's questions what they begin with, the image above all, once for all questions.
+    """
+
+    prompt: Callable[[str], str]
+    """A question -> the text that the model is given, the image's place included."""
+    continued: Callable[[str], list[int]]
+    """The sub-tokens of an answer where it follows the prompt."""
+    keeps: bool
+    """Whether the net can be asked for the last position's logits alone."""
+    new_cache: Callable[[], Any]
+    """An empty cache of keys and values for the net."""
+
+    shares: bool = False
+    """Whether prompts share what they begin with; found by trying."""
+
+    def likelihoods(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
+        texts = [" ".join(question) for question in questions]
+        if self.shares and len(texts) > 1 and not canvas.requires_grad:
+            return self._shared(canvas, texts)
+        return torch.stack([self._scores(canvas, text, self.ids) for text in texts], 1)
+
+    @torch.no_grad()
+    def try_sharing(self) -> None:
+        """Share where the answers to two questions about a picture are what they are alone: not
+        where the image's tokens see the question behind them (PaliGemma)."""
+        canvas, _ = self.prepare(np.zeros((*TYPICAL, 3), np.uint8))
+        texts = ["what is this", "is it red ?"]
+        ids = torch.tensor([self.spelt("yes")], device=self.device)
+        alone = torch.stack([self._scores(canvas[None], text, ids) for text in texts], 1)
+        together = self._shared(canvas[None], texts, ids)
+        limit = sqrt(torch.finfo(self.net.dtype).eps) * max(1.0, float(alone.abs().max()))
+        self.shares = bool((alone - together).abs().max() <= limit)
+
+    def _shared(
+        self, canvas: Tensor, questions: Sequence[str], own: Tensor | None = None
+    ) -> Tensor:
+        """All questions from one cache of what their prompts begin with, ``(n, question,
+        candidate)``."""
+        given = self.inputs(canvas, questions[0])
+        prompts = [self.inputs(canvas[:1], text)["input_ids"][0] for text in questions]
+        length = min(_common(prompts), min(map(len, prompts)) - 1)
+        image = (given["input_ids"][0] == self.net.config.image_token_id).nonzero()
+        if length <= int(image.max()):
+            return torch.stack([self._scores(canvas, text, self.ids) for text in questions], 1)
+        beginning = given | {
+            name: given[name][:, :length] for name in ALONG_THE_PROMPT if name in given
+        }
+        cache, _ = self._read(beginning)
+        found = []
+        for prompt in prompts:
+            rest = {"input_ids": prompt[None, length:].expand(len(canvas), -1)}
+            found.append(self._choose(*self._read(rest, deepcopy(cache)), own, given))
+        return torch.stack(found, 1)
+
+    def generate(self, canvas: Tensor, question: Tokens) -> list[int]:
+        given = self.inputs(canvas[None], " ".join(question))
+        end = self.tokenizer.eos_token_id
+        ends = {"eos_token_id": end, "pad_token_id": end}
+        said = self.net.generate(**given, **greedy(self.longest), **ends)[0].tolist()
+        return until(said[given["input_ids"].shape[1] :], end)
+
+    def spelt(self, answer: str) -> list[int]:
+        return [*self.continued(answer), self.tokenizer.eos_token_id]
+
+    def inputs(self, canvas: Tensor, question: str) -> dict[str, Tensor]:
+        """One prompt for every canvas, and the images, as the processor lays them out."""
+        with warnings.catch_warnings():  # PaliGemma's lets numpy read tensors in an old way
+            warnings.simplefilter("ignore", DeprecationWarning)
+            made = self.processor(
+                text=[self.prompt(question)] * len(canvas),
+                images=self.pixels.listed(canvas),
+                return_tensors="pt",
+                **({"do_resize": False, "do_center_crop": False} if self.pixels.whole else {}),
+            )
+        weights = self.weight_dtype
+        return {
+            name: tensor.to(self.device, weights if tensor.is_floating_point() else None)
+            for name, tensor in made.items()
+            if name != "labels"
+        }
+
+    def _scores(self, canvas: Tensor, question: str, own: Tensor) -> Tensor:
+        """Of some candidates ``(candidate, token)``: ``(n, candidate)``."""
+        given = self.inputs(canvas, question)
+        return self._choose(*self._read(given), own, given)
+
+    def _read(self, given: dict[str, Tensor], cache: Any = None) -> tuple[Any, Tensor]:
+        """A prompt, or the rest of one: the cache with it, and the logits ``(n, 1, word)`` of what
+        follows."""
+        last = {"logits_to_keep": 1} if self.keeps else {}
+        cache = self.new_cache() if cache is None else cache
+        output = self.net(**given, cache=cache, use_cache=True, **last)
+        return cache, output.logits[:, -1:]
+
+    def _choose(
+        self, cache: Any, first: Tensor, own: Tensor | None, given: dict[str, Tensor]
+    ) -> Tensor:
+        """Candidates after a prompt, ``(n, candidate)``; all of the model's where none are given.
+        The cache is used up."""
+        own = self.ids if own is None else own
+        n, count = len(first), len(own)
+        cache.batch_repeat_interleave(count)
+        ids = own.repeat(n, 1)
+        more = self.net(
+            input_ids=ids[:, :-1].clamp(min=0),
+            cache=cache,
+            use_cache=True,
+            **self._types(given, ids),
+        )
+        logits = torch.cat([first.repeat_interleave(count, 0), more.logits], 1)
+        return likelihoods(logits, ids).unflatten(0, (n, count))
+
+    @staticmethod
+    def _types(given: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+        """PaliGemma's prompt is read both ways, what follows causally."""
+        if "token_type_ids" not in given:
+            return {}
+        return {"token_type_ids": torch.ones_like(ids[:, :-1])}
+
+    # --- what its tokens hold -------------------------------------------------------------------
+
+    def some_logits(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Tensor:
+        ids, rest = self.asked_for(answers)
+        logits = self._scores(canvas[None], " ".join(question), ids)[0]
+        return self.with_rest(logits) if rest else logits
+
+    @property
+    def word_embeddings(self) -> nn.Module:
+        return self.net.get_input_embeddings()
+
+    def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
+        prompt = self.inputs(canvas[None], " ".join(question))["input_ids"][0].tolist()
+        with tapped([self.word_embeddings]) as outputs:
+            logits = self.some_logits(canvas, question, answers)
+        return Embedded(logits, outputs[0], self._words(question, prompt))
+
+    def attend(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Attended:
+        """Image, question and answer are one sequence, one for each answer; an answer's tokens are
+        each read from the one before it."""
+        ids, rest = self.asked_for(answers)
+        given = self.inputs(canvas.expand(len(ids), -1, -1, -1), " ".join(question))
+        prompt = given["input_ids"][0].tolist()
+        modules = [self.word_embeddings, *(layer.self_attn for layer in self.decoder.layers)]
+        with eager(self.net), tapped(modules) as outputs:
+            logits = self.net(**self._continued(given, ids), use_cache=False).logits
+        start = len(prompt) - 1
+        likely = likelihoods(logits[:, start:], ids)
+        image = [i for i, token in enumerate(prompt) if token == self.net.config.image_token_id]
+        ends = (start + (ids >= 0).sum(1)).tolist()
+        return Attended(
+            logits=self.with_rest(likely) if rest else likely,
+            layers=tuple(Layer("all", "all", probabilities) for probabilities in outputs[1:]),
+            image=Places("all", tuple(image)),
+            cells=self._cells(given),
+            words=tuple(Places("all", tokens) for tokens in self._words(question, prompt)),
+            output=tuple(Places("all", tuple(range(start, end))) for end in ends),
+        )
+
+    @property
+    def decoder(self) -> Any:
+        """The language model."""
+        return self.net.get_decoder()
+
+    def _continued(self, given: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+        """The prompts with the candidates behind, all but their last tokens."""
+        more = {
+            "input_ids": ids[:, :-1].clamp(min=0),
+            "attention_mask": torch.ones_like(ids[:, :-1]),
+            "mm_token_type_ids": torch.zeros_like(ids[:, :-1]),
+            "token_type_ids": torch.ones_like(ids[:, :-1]),
+        }
+        return given | {
+            name: torch.cat([given[name], behind], 1)
+            for name, behind in more.items()
+            if name in given
+        }
+
+    def grid(self, canvas: Tensor) -> tuple[int, int]:
+        """By the placeholders in a prompt."""
+        return self._cells(self.inputs(canvas[None], "what is this"))
+
+    def _cells(self, given: dict[str, Tensor]) -> tuple[int, int]:
+        """As its grid of merged patches says, or of one image a square."""
+        count = int((given["input_ids"][0] == self.net.config.image_token_id).sum())
+        if "image_grid_thw" in given:
+            merge = self.processor.image_processor.merge_size
+            _, height, width = (
+                given["image_grid_thw"][0] // given["image_grid_thw"].new_tensor([1, merge, merge])
+            ).tolist()
+        else:
+            height = width = isqrt(count) if self.pixels.whole else 0
+        return (height, width) if height * width == count else (0, 0)
+
+    def _words(self, question: Tokens, prompt: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Each word's sub-tokens in a prompt, which has more of the image's than its text has
+        placeholders; the question's are found again by what they are."""
+        text = self.prompt(" ".join(question))
+        inside = word_tokens(self.tokenizer, question, text)
+        first, last = inside[0][0], inside[-1][-1]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"][first : last + 1]
+        start = last_run(prompt, ids)
+        if start is None:
+            raise BadExample(
+                f"the sub-tokens of question {' '.join(question)[:57]!r} are not in the prompt "
+                "that the processor makes of it; leave out the methods of its words"
+            )
+        return tuple(tuple(i - first + start for i in tokens) for tokens in inside)
+
+
+@contextmanager
+def eager(net: Any) -> Iterator[None]:
+    """With attention spelt out: the fast kernels do not show their probabilities."""
+    before = net.config._attn_implementation
+    net.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        net.set_attn_implementation(before)
