@@ -39,6 +39,8 @@ class ExampleRow(Frozen):
     ordinal: int
     round: str
     """Of the shard's first round, which brought the example's rows."""
+    prediction_index: int | None = None
+    """The prediction's number where answers are numbered, as in occlusion's ``top_answer``."""
 
 
 class MapRow(Frozen):

@@ -315,20 +315,6 @@ def test_area_of_perfect_order_has_no_error_to_estimate():
     assert np.isnan(roc.area(np.ones(10), right).error(np.zeros(10)))
 
 
-def test_answers_are_numbered_by_the_cells_that_matter_least():
-    rng = np.random.default_rng(2)
-    predicted = rng.integers(0, 4, 50)
-    log_drops = rng.normal(size=(50, 16))
-    tops = rng.integers(0, 9, (50, 16))
-    log_drops[:, 5] = 1e-4
-    tops[:, 5] = predicted
-    tops[predicted == 0, 5] = np.where(np.arange((predicted == 0).sum()) % 3 == 0, 8, 0)
-    answers = pd.Series([f"answer {p}" for p in predicted])
-    assert instability.answer_indices(answers, log_drops, tops) == {
-        f"answer {p}": p for p in range(4)
-    }
-
-
 def labelled(features, right, images):
     """Examples as ``failure.labelled`` makes them."""
     return failure.Labelled(features.assign(confidence=0.9), right, images)

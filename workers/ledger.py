@@ -146,6 +146,7 @@ class Ledger:
         answered = {
             "tokens": list(tokens),
             "prediction": prediction,
+            "prediction_index": predicted,
             "truth_in_vocabulary": None if example.truth is None else scene.truths[q] is not None,
             "confidence": float(scene.output.logits[q].softmax(-1)[predicted]),
             "correct": None if example.truth is None else prediction == example.truth,

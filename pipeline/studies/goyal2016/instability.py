@@ -3,8 +3,6 @@
 None of them is the model's confidence, though a drop of probability cannot exceed it.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 
@@ -63,7 +61,6 @@ def cell_features(run: Run, label: str, examples: pd.DataFrame) -> pd.DataFrame:
     """Features of an occlusion method's arrays, one row a question."""
     rows = _rows(run.maps, label)
     drops = [_flat(values) for _, values in stacks(run, rows, "drop")]
-    log_drops = [_flat(values) for _, values in stacks(run, rows, "log_drop")]
     tops, parts = [], []
     for part, values in stacks(run, rows, "top_answer"):
         parts.append(part["question_id"])
@@ -73,8 +70,7 @@ def cell_features(run: Run, label: str, examples: pd.DataFrame) -> pd.DataFrame:
     questions = pd.Index(pd.concat(parts), name="question_id")
     own = examples.set_index("question_id").reindex(questions)
     drop, top = np.concatenate(drops), np.concatenate(tops)
-    indices = answer_indices(own["prediction"], np.concatenate(log_drops), top)
-    predicted = own["prediction"].map(indices).to_numpy()
+    predicted = own["prediction_index"].to_numpy()
     return pd.DataFrame({**answer_features(top, predicted), **drop_features(drop)}, questions)
 
 
@@ -82,26 +78,13 @@ def _flat(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1)
 
 
-def answer_indices(
-    predictions: pd.Series, log_drops: np.ndarray, tops: np.ndarray
-) -> Mapping[str, int]:
-    """Each predicted answer's place in the model's vocabulary, as it shows in a run.
-
-    ``log_drops`` and ``tops`` ``(n, cell)``: the drops in log-probability, and the places of the
-    answers under each painted cell. A run names answers and the arrays number them. The cell that
-    matters least to an example leaves it its answer; what most examples of an answer say counts.
-    """
-    least = np.abs(log_drops).argmin(axis=1)
-    kept = pd.Series(tops[np.arange(len(tops)), least], index=predictions.index)
-    counts = pd.crosstab(predictions.to_numpy(), kept.to_numpy())
-    return {str(answer): int(place) for answer, place in counts.idxmax(axis=1).items()}
-
-
 def answer_features(tops: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
-    """``tops (n, cell)`` answers under painted cells, ``predicted (n,)`` the clean ones."""
+    """``tops (n, cell)`` answers under painted cells, ``predicted (n,)`` the clean ones, NaN where
+    a run does not tell."""
     ordered = np.sort(tops, axis=1)
+    changed = (tops != predicted[:, None]).mean(axis=1)
     return {
-        CHANGED: (tops != predicted[:, None]).mean(axis=1),
+        CHANGED: np.where(np.isnan(predicted.astype(float)), np.nan, changed),
         "cells_answers": 1.0 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1),
     }
 
