@@ -135,7 +135,7 @@ def test_what_prompts_begin_with_is_read_once_for_all_questions(
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
     assert model.shares == (name != "paligemma")
     if name == "paligemma":
-        wrong = model._shared(canvases, [" ".join(q) for q in asked])  # type: ignore[operator]
+        wrong = model._shared(canvases, [" ".join(q) for q in asked], model.ids)  # type: ignore[operator]
         assert float((wrong - alone).abs().max()) > 1e-3
 
 

@@ -56,7 +56,7 @@ class Generative(Chooser):
     def likelihoods(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
         texts = [" ".join(question) for question in questions]
         if self.shares and len(texts) > 1 and not canvas.requires_grad:
-            return self._shared(canvas, texts)
+            return self._shared(canvas, texts, self.ids)
         return torch.stack([self._scores(canvas, text, self.ids) for text in texts], 1)
 
     @torch.no_grad()
@@ -71,17 +71,15 @@ class Generative(Chooser):
         limit = sqrt(torch.finfo(self.net.dtype).eps) * max(1.0, float(alone.abs().max()))
         self.shares = bool((alone - together).abs().max() <= limit)
 
-    def _shared(
-        self, canvas: Tensor, questions: Sequence[str], own: Tensor | None = None
-    ) -> Tensor:
-        """All questions from one cache of what their prompts begin with, ``(n, question,
-        candidate)``."""
+    def _shared(self, canvas: Tensor, questions: Sequence[str], own: Tensor) -> Tensor:
+        """Some candidates after all questions, from one cache of what their prompts begin with,
+        ``(n, question, candidate)``."""
         given = self.inputs(canvas, questions[0])
         prompts = [self.inputs(canvas[:1], text)["input_ids"][0] for text in questions]
         length = min(_common(prompts), min(map(len, prompts)) - 1)
         image = (given["input_ids"][0] == self.net.config.image_token_id).nonzero()
         if length <= int(image.max()):
-            return torch.stack([self._scores(canvas, text, self.ids) for text in questions], 1)
+            return torch.stack([self._scores(canvas, text, own) for text in questions], 1)
         beginning = given | {
             name: given[name][:, :length] for name in ALONG_THE_PROMPT if name in given
         }
@@ -132,12 +130,8 @@ class Generative(Chooser):
         output = self.net(**given, cache=cache, use_cache=True, **last)
         return cache, output.logits[:, -1:]
 
-    def _choose(
-        self, cache: Any, first: Tensor, own: Tensor | None, given: dict[str, Tensor]
-    ) -> Tensor:
-        """Candidates after a prompt, ``(n, candidate)``; all of the model's where none are given.
-        The cache is used up."""
-        own = self.ids if own is None else own
+    def _choose(self, cache: Any, first: Tensor, own: Tensor, given: dict[str, Tensor]) -> Tensor:
+        """Some candidates after a prompt, ``(n, candidate)``. The cache is used up."""
         n, count = len(first), len(own)
         cache.batch_repeat_interleave(count)
         ids = own.repeat(n, 1)
