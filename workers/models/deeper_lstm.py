@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-import numpy as np
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from schemas.base import Frozen
-from schemas.frame import Frame
 from workers.models.base import CombineModel, Geometry, Tokens, Words
 from workers.models.checkpoints import load_weights, read_model, save_model
-from workers.models.preprocessing import square_crop, to_canvas
 from workers.models.questions import UNKNOWN, check_vocabularies, final_states, word_indices
-from workers.models.tokenisers import TOKENISERS, TokeniserName
+from workers.models.squashed import SquashedModel
+from workers.models.tokenisers import TokeniserName
 from workers.models.trunks import TRUNKS, TrunkName, trunk_shape
 
 FORMAT = "vqatlas-deeper-lstm-1"
@@ -108,7 +106,7 @@ class Image(nn.Module):
         return seen / seen.norm(dim=1, keepdim=True)
 
 
-class DeeperLSTM(CombineModel):
+class DeeperLSTM(SquashedModel, CombineModel):
     """``answer(tanh(W_q q) * tanh(W_i i))`` with ``q`` of a two-layer LSTM and ``i`` the
     normalised features of a network whose fully connected layers belong to the head, so that the
     trunk's output is the last convolutional map.
@@ -141,27 +139,6 @@ class DeeperLSTM(CombineModel):
         self.answer = nn.Linear(config.combine, len(config.answers))
         for name, values in (("mean", config.mean), ("std", config.std)):
             self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
-
-    def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
-        """The whole image is seen. Pillow's bilinear filter averages where it shrinks; the
-        published code's (Torch's) picks single pixels."""
-        height, width = image.shape[:2]
-        crop = square_crop(height, width, self.config.image_size, 1.0, "squash")
-        return to_canvas(image, crop), crop.frame(height, width)
-
-    def tokenise(self, question: str) -> Tokens:
-        return TOKENISERS[self.config.tokeniser](question)[: self.config.max_words]
-
-    def known(self, token: str) -> bool:
-        return token in self._word_index
-
-    def normalise(self, canvas: Tensor) -> Tensor:
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        pixels = (canvas.to(mean.dtype) - mean) / std
-        return pixels.flip(1) if self.config.bgr else pixels
-
-    def trunk(self, pixels: Tensor) -> Tensor:
-        return self.trunk_net(pixels)
 
     def words(self, questions: Sequence[Tokens]) -> Words:
         unknown = self._word_index[UNKNOWN]
