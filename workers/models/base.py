@@ -181,10 +181,10 @@ class VQAModel(nn.Module, ABC):
     def see(self, image: np.ndarray, image_id: int | None = None) -> Seen:
         """All that a scene needs of an image, its tensors on the model's device."""
         canvas, frame = self.prepare(image)
-        return Seen(self._moved(canvas), frame)
+        return Seen(self.moved(canvas), frame)
 
-    def _moved(self, tensor: Tensor) -> Tensor:
-        """On the model's device; nothing waits for a copy to a GPU."""
+    def moved(self, tensor: Tensor) -> Tensor:
+        """A tensor of the CPU on the model's device; nothing waits for a copy to a GPU."""
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
@@ -360,7 +360,7 @@ class RegionModel(VQAModel):
             )
         canvas, frame = self.prepare(image)
         regions = self.regions(image_id, *image.shape[:2])
-        return Seen(self._moved(canvas), frame, self._moved(regions))
+        return Seen(self.moved(canvas), frame, self.moved(regions))
 
     def logits(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
         """In place of canvases it takes ``regions (n, region, 4 + channel)``."""

@@ -4,6 +4,7 @@
 compares plans; which engine runs is decided by timing it (docs/decisions/0006-sweep-engine.md).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +17,10 @@ from workers.sweep.incremental import Group
 from workers.sweep.intervals import Support
 from workers.sweep.machine import seconds
 from workers.sweep.operations import Convolution
+from workers.sweep.recording import Recording
+
+RECORDED = 16
+"""Calls of a recording that is timed."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,16 @@ def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float, fl
     rows = torch.arange(windows, device=device)
     cut = Gather((side, side), table)
     macs = windows * side**2 * channels**2 * 9
-    convolving = seconds(lambda: conv([x], True), device)
-    gathering = seconds(lambda: cut(x[:1], x, rows), device)
+    convolving = _one(lambda: conv([x], True), device)
+    gathering = _one(lambda: cut(x[:1], x, rows), device)
     speck = Gather((1, 1), table)
-    calling = seconds(lambda: speck(x[:1], x[:1], rows[:1]), device)
+    calling = _one(lambda: speck(x[:1], x[:1], rows[:1]), device)
     return 2 * macs / convolving, 2 * x.numel() * x.element_size() / gathering, calling
+
+
+def _one(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call among many: as in a sweep on a GPU, recorded."""
+    if device.type == "cpu":
+        return seconds(call, device)
+    together = Recording(lambda: [call() for _ in range(RECORDED)])
+    return seconds(together, device) / RECORDED
