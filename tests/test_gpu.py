@@ -1,5 +1,6 @@
 """What only a GPU can show: its kernels, recorded passes, precisions, memory, no waiting."""
 
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -142,7 +143,9 @@ def test_nothing_waits_for_the_gpu_inside_a_sweep(way: str) -> None:
     engine = Engine(model("resnet18"), Options(way=way))
     asked, painted = scene("resnet18"), fill()
     engine.sweep(asked, WINDOWS, painted)
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         engine.sweep(asked, WINDOWS, painted)
     finally:
@@ -168,24 +171,55 @@ def test_drill_down_asks_for_some_windows() -> None:
 
 
 def test_sweep_fits_a_small_memory_by_halving_its_batch() -> None:
-    """Of the memory that is left a hundredth is allowed after the plan was made."""
+    """After the plan was made less memory is left than a batch of all windows takes."""
     engine = Engine(model("vgg11"), Options(way="incremental", batch=256))
     asked = scene("vgg11")
     wanted = plain.sweep(asked, WINDOWS, fill())
     plan = engine._plan(WINDOWS, None)
     plan.batch = len(WINDOWS)
     assert isinstance(plan.passes, Recorded)
+    assert plan.schedule is not None
     plan.passes.windows.clear()
     torch.cuda.empty_cache()
-    total = torch.cuda.mem_get_info()[1]
-    room = torch.cuda.memory_reserved() + 30 * 2**20
-    torch.cuda.set_per_process_memory_fraction(room / total)
+    room = torch.cuda.memory_reserved() + 2 * plan.schedule.live * len(WINDOWS)  # half a batch's
+    torch.cuda.set_per_process_memory_fraction(room / torch.cuda.mem_get_info()[1])
     try:
         found = engine.sweep(asked, WINDOWS, fill())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert plan.batch < len(WINDOWS)
     torch.testing.assert_close(found.painted, wanted.painted, rtol=1e-4, atol=1e-4)
+
+
+class Constants(torch.nn.Module):
+    """A trunk that brings a constant from the CPU at every call, which no recording can hold."""
+
+    def __init__(self, trunk: torch.nn.Module) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trunk(x * x.new_tensor([1.0, 0.5, 2.0])[:, None, None])
+
+
+def test_trunk_that_cannot_be_recorded_is_run_as_it_is() -> None:
+    net = nets.build("resnet").to(GPU)
+    net.trunk_net = Constants(net.trunk_net)
+    engine = Engine(net, Options(way="incremental"))
+    windows, shown = grid_windows(nets.HEIGHT, nets.WIDTH, 4), nets.canvas(seed=1).to(GPU)
+    found = engine.sweep(nets.scene(net, engine=engine), windows, shown)
+    wanted = plain.sweep(nets.scene(net), windows, shown)
+    torch.testing.assert_close(found.painted, wanted.painted, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(found.clean, wanted.clean, rtol=1e-11, atol=1e-11)
+
+
+def test_clean_features_are_of_the_weights_there_are() -> None:
+    net = nets.build("resnet").to(GPU)
+    engine = Engine(net)
+    for factor in (1.0, 1.5):
+        net.trunk_net[0].weight = torch.nn.Parameter(factor * net.trunk_net[0].weight, False)
+        found, wanted = (nets.scene(net, engine=e).features for e in (engine, None))
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
 
 
 def test_stated_memory_is_enough() -> None:

@@ -118,6 +118,8 @@ class Scene:
         """The clean trunk output ``(1, channel, y, x)``, without a graph."""
         if self.gradients:
             return self.trunk_trace.output.detach()
+        if self.engine is not None:
+            return self.engine.features(self.pixels)
         return self.split.trunk(self.pixels.clone())
 
     @cached_property

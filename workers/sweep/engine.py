@@ -25,6 +25,7 @@ from workers.sweep.passes import Passes, painted_by, passes_of
 from workers.sweep.plain import Sweep, classify
 from workers.sweep.precision import Precision, arithmetic, check_precision, working_type
 from workers.sweep.program import Program
+from workers.sweep.recording import Replayed
 from workers.sweep.schedule import Schedule, best_schedule, whole_live
 from workers.sweep.trace import Untraceable, trace
 from workers.sweep.trial import Trial, check, time_ways
@@ -113,6 +114,8 @@ class Engine:
         self.options = options or Options()
         self.refusal = "asked for"
         self.plans: dict[tuple[Windows, float | None], Plan] = {}
+        self.clean: tuple[tuple[int, ...], Replayed] | None = None
+        """Where the weights lie, and the recorded trunk that reads them there."""
         check_precision(self.options.precision, model.device)
 
     @property
@@ -184,7 +187,8 @@ class Engine:
         )
         groups = painted_by(schedule.groups, windows, device)
         exact = Passes(self.exact, schedule.sources, groups)
-        fault = "" if bound else check(Trial(self.split, self.exact, schedule, exact, 1, 1))
+        with arithmetic("float32"):
+            fault = "" if bound else check(Trial(self.split, self.exact, schedule, exact, 1, 1))
         if fault:
             return self._plainly(windows, fault)
         passes = passes_of(device, self.program, schedule.sources, groups)
@@ -250,6 +254,20 @@ class Engine:
         if device.type == "cpu":
             room = min(room, CACHED_BYTES)
         return max(1, room // (schedule.live * itemsize))
+
+    # --- the clean image ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """The trunk's output ``(1, channel, y, x)`` for one normalised image, by the model itself;
+        on a GPU recorded, as the launches of one image take longer than its sums."""
+        if self.model.device.type == "cpu":
+            return self.split.trunk(pixels.clone())
+        weights = tuple(p.data_ptr() for p in self.model.state_dict().values())
+        if self.clean is None or self.clean[0] != weights:
+            with arithmetic("float32"):
+                self.clean = weights, Replayed(self.split.trunk, pixels)
+        return self.clean[1](pixels)
 
     # --- sweeping -------------------------------------------------------------------------------
 

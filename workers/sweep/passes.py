@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workers.sweep.incremental import Group, Painter, run_group
 from workers.sweep.program import Program
-from workers.sweep.recording import Recording
+from workers.sweep.recording import Recording, recorded
 from workers.sweep.windows import Windows
 
 Painted = Sequence[tuple[Group, Painter]]
@@ -41,8 +41,11 @@ class Passes:
 
 
 class Recorded(Passes):
-    """The same on a GPU, recorded at the first image and replayed. An image lies where the one
-    before it lay: it is gone when the next one comes."""
+    """The same on a GPU, recorded at the first image and replayed, where that can be. An image lies
+    where the one before it lay: it is gone when the next one comes."""
+
+    refused = False
+    """What the trunk does cannot be recorded."""
 
     def __init__(self, program: Program, sources: Collection[str], groups: Painted) -> None:
         super().__init__(program, sources, groups)
@@ -53,23 +56,30 @@ class Recorded(Passes):
         """Of each group the rows that its recording reads, and the recording."""
 
     def image(self, pixels: Tensor, fill: Tensor) -> Image:
+        if self.clean is None and not self.refused:
+            self._record_image(pixels, fill)
         if self.clean is None or self.place is None:
-            place = Image(pixels.clone(), fill.clone(), {})
-            self.clean = Recording(lambda: self.program.run(place.pixels, self.sources), self.pool)
-            self.place = place._replace(clean=self.clean.result)
+            return super().image(pixels, fill)
         self.place.pixels.copy_(pixels)
         self.place.fill.copy_(fill)
         self.clean()
         return self.place
 
+    def _record_image(self, pixels: Tensor, fill: Tensor) -> None:
+        place = Image(pixels.clone(), fill.clone(), {})
+        self.clean = recorded(lambda: self.program.run(place.pixels, self.sources), self.pool)
+        self.refused = self.clean is None
+        if self.clean is not None:
+            self.place = place._replace(clean=self.clean.result)
+
     def features(self, image: Image, number: int, rows: Tensor) -> Tensor:
         """By the group's recording, the last row repeated where it holds more; few of its windows,
         as a drill-down asks for, one launch after another."""
         size = len(self.windows[number][0]) if number in self.windows else 0
-        if 2 * len(rows) <= size:
-            return super().features(image, number, rows)
-        if len(rows) > size:
+        if len(rows) > size and not self.refused:
             self._record(image, number, rows)
+        if self.refused or 2 * len(rows) <= size:
+            return super().features(image, number, rows)
         own, recording = self.windows[number]
         own[: len(rows)] = rows
         own[len(rows) :] = rows[-1]
@@ -78,8 +88,10 @@ class Recorded(Passes):
     def _record(self, image: Image, number: int, rows: Tensor) -> None:
         self.windows.pop(number, None)
         own, compute = rows.clone(), super().features
-        recording = Recording(lambda: compute(image, number, own), self.pool)
-        self.windows[number] = own, recording
+        recording = recorded(lambda: compute(image, number, own), self.pool)
+        self.refused = recording is None
+        if recording is not None:
+            self.windows[number] = own, recording
 
 
 def painted_by(groups: Sequence[Group], windows: Windows, device: torch.device) -> Painted:

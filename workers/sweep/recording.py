@@ -1,12 +1,14 @@
 """A computation on a GPU, recorded once and replayed: one launch in place of hundreds.
 
-The kernels of a window's layers take microseconds each, less than Python needs to launch them.
+The kernels of one image's layers, or of a window's, take microseconds each, less than Python needs
+to launch them.
 """
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 WARM_UP = 2
@@ -37,3 +39,28 @@ def _warm_up(compute: Callable[[], object]) -> None:
         for _ in range(WARM_UP):
             compute()
     torch.cuda.current_stream().wait_stream(stream)
+
+
+def recorded(compute: Callable[[], Result], pool: Any = None) -> Recording[Result] | None:
+    """None where ``compute`` does what cannot be recorded: it copies from the CPU, or waits."""
+    try:
+        return Recording(compute, pool)
+    except torch.AcceleratorError:
+        return None
+
+
+class Replayed:
+    """A function of one tensor of one shape, recorded where that can be."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], example: Tensor) -> None:
+        self.function = function
+        with torch.inference_mode(False), torch.no_grad():  # it is written in any mode
+            self.place = example.clone()
+            self.recording = recorded(lambda: function(self.place.clone()))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A tensor of its own, as of ``function``; ``x`` is left as it is."""
+        if self.recording is None:
+            return self.function(x.clone())
+        self.place.copy_(x)
+        return self.recording().clone()
