@@ -43,9 +43,12 @@ def _warm_up(compute: Callable[[], object]) -> None:
 
 def recorded(compute: Callable[[], Result], pool: Any = None) -> Recording[Result] | None:
     """None where ``compute`` does what cannot be recorded: it copies from the CPU, or waits."""
+    _warm_up(compute)  # an error of its own comes up here
     try:
         return Recording(compute, pool)
-    except torch.AcceleratorError:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
         return None
 
 
