@@ -47,6 +47,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "lstm.safetensors": lstm,
     "san.safetensors": stacked,
     "updn": region_files.updn,
+    "kazemi": region_files.kazemi,
 }
 """What makes each checkpoint."""
 
@@ -60,6 +61,7 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
     squashed = {f"huggingface: {n}, image_size": n for n in ("vilt", "idefics3", "qwen2_vl")}
     return {
         "kazemi": {"name": "kazemi", "random_seed": 0, "trunk": "small", "image_size": 32},
+        "kazemi: features": region_files.kazemi_section(folder("kazemi")),
         "demo": {"name": "demo"},
         "demo_lstm": {"name": "demo_lstm"},
         "easy_vqa": {"name": "easy_vqa"},

@@ -13,6 +13,8 @@ import torch
 
 REGIONS, CHANNELS = 6, 8
 HEIGHT, WIDTH = 90, 120
+GRID = (96, 4, 4)
+"""What the small trunk gives of 32 pixels."""
 IMAGES = (1, 42, 7)
 WORDS = ("what", "is", "the", "colour", "of", "this", "red", "dog", "color", "'s")
 ANSWERS = ("yes", "no", "red", "two dogs")
@@ -82,6 +84,65 @@ def write_tsv(path: Path, images: Mapping[int, Detected], lxmert: bool = False) 
 
 def encoded(array: np.ndarray) -> str:
     return base64.b64encode(array.tobytes()).decode()
+
+
+def grid(image_id: int) -> np.ndarray:
+    """Features ``(channel, y, x)`` in half precision, as a trunk's last ReLU gives them."""
+    drawn = np.random.default_rng(image_id).normal(0.5, 1, GRID)
+    return np.maximum(drawn, 0).astype(np.float16)
+
+
+def write_grids(path: Path, images: Mapping[int, np.ndarray]) -> Path:
+    """``resnet-14x14.h5``."""
+    with h5py.File(path, "w", libver="latest") as file:
+        file["features"] = np.stack(list(images.values()))
+        file["ids"] = np.array(list(images), np.int32)
+    return path
+
+
+def kazemi_weights() -> dict[str, torch.Tensor]:
+    """A state_dict of pytorch-vqa's network as DataParallel saved it, its sizes small."""
+    drawn = torch.Generator().manual_seed(5)
+    words, embedding, state, hidden, channels = len(WORDS), 5, 6, 7, GRID[0]
+    shapes: dict[str, tuple[int, ...]] = {
+        "text.embedding.weight": (words + 1, embedding),
+        "text.lstm.weight_ih_l0": (4 * state, embedding),
+        "text.lstm.weight_hh_l0": (4 * state, state),
+        "text.lstm.bias_ih_l0": (4 * state,),
+        "text.lstm.bias_hh_l0": (4 * state,),
+        "attention.v_conv.weight": (8, channels, 1, 1),
+        "attention.q_lin.weight": (8, state),
+        "attention.q_lin.bias": (8,),
+        "attention.x_conv.weight": (2, 8, 1, 1),
+        "attention.x_conv.bias": (2,),
+        "classifier.lin1.weight": (hidden, 2 * channels + state),
+        "classifier.lin1.bias": (hidden,),
+        "classifier.lin2.weight": (len(ANSWERS), hidden),
+        "classifier.lin2.bias": (len(ANSWERS),),
+    }
+    return {f"module.{n}": torch.randn(*shape, generator=drawn) for n, shape in shapes.items()}
+
+
+def kazemi(folder: Path) -> None:
+    """Everything a recipe of ``kazemi`` on stored features names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {word: i for i, word in enumerate(WORDS, 1)}
+    vocabulary = {"question": numbers, "answer": {a: i for i, a in enumerate(ANSWERS)}}
+    config = {"image_size": 32, "central_fraction": 0.875}
+    released = {"weights": kazemi_weights(), "vocab": vocabulary, "config": config}
+    torch.save(released, folder / "released.pth")
+    write_grids(folder / "resnet-14x14.h5", {image: grid(image) for image in IMAGES})
+
+
+def kazemi_section(folder: Path, **options: object) -> dict[str, Any]:
+    """A recipe's model section; the small trunk gives 4 x 4 cells of 32 pixels."""
+    return {
+        "name": "kazemi",
+        "checkpoint": str(folder / "released.pth"),
+        "features": str(folder / "resnet-14x14.h5"),
+        "trunk": "small",
+        **options,
+    }
 
 
 def updn_weights(words: int = len(WORDS)) -> dict[str, torch.Tensor]:

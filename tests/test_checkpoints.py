@@ -289,7 +289,8 @@ def test_released_checkpoint_without_a_trunk_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "released.pth"
     torch.save(released(), path)
     assert refusal(KazemiSpec(checkpoint=path)) == (
-        f"{path} holds no image trunk; give the trunk's state_dict as trunk_checkpoint"
+        f"{path} holds no image trunk; give the trunk's state_dict as trunk_checkpoint, or what it "
+        "gave as features (resnet-14x14.h5)"
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
@@ -48,6 +49,21 @@ class StoredRegionModel(RegionModel):
 
     def regions(self, image_id: int, height: int, width: int) -> Tensor:
         return self.stored.of(image_id, height, width)
+
+
+def softmax_of(values: Tensor, kept: Tensor) -> Tensor:
+    """Softmax along the last axis over those that are kept, 0 elsewhere; all 0 where none is."""
+    lowest = torch.finfo(values.dtype).min
+    return values.masked_fill(~kept, lowest).softmax(-1) * kept
+
+
+def check_channels(features: RegionFeatures, channels: int, where: Path | str) -> None:
+    """Refuse features of another length than a model was trained on."""
+    if features.channels != channels:
+        raise UserError(
+            f"{features.files[0].path} has {features.channels} features a region, {where} was "
+            f"trained on {channels}; give the features that it was trained on"
+        )
 
 
 def read_labels(path: Path, count: int, remedy: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from schemas.base import Frozen
 from workers.errors import UserError
 from workers.models.base import RegionOutput, Tokens, present
-from workers.models.region_model import StoredRegionModel, read_labels
+from workers.models.region_model import StoredRegionModel, check_channels, read_labels
 from workers.models.regions import RegionFeatures
 from workers.models.transformer import Subwords
 
@@ -105,12 +105,7 @@ def assemble(
     where: str,
 ) -> RegionTransformer:
     """The model, once the features are known to be such as it was trained on."""
-    channels = getattr(net.config, CHANNELS[config.family])
-    if features.channels != channels:
-        raise UserError(
-            f"{features.files[0].path} has {features.channels} features a region, {where} was "
-            f"trained on {channels}; give the features that it was trained on"
-        )
+    check_channels(features, getattr(net.config, CHANNELS[config.family]), where)
     model = KINDS[config.family](net, tokenizer, answers, features, config, longest)
     model.about = (
         f"{where}: {config.family}, one logit an answer, compared here by softmax; "

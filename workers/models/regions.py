@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,8 +73,8 @@ class HDF5File(FeatureFile):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file = _opened(path)
-        with _undamaged(path, UserError):
+        self.file = opened(path)
+        with undamaged(path, UserError):
             self._look()
         images, self.regions = self.features.shape[:2]
         if self.spans is not None:
@@ -111,29 +111,24 @@ class HDF5File(FeatureFile):
         found, axes = self.file.get(name), 3 if self.spans is None else 2
         shape: tuple[int, ...] = getattr(found, "shape", ())
         floats = len(shape) == axes and found.dtype in FLOATS
-        if floats and shape[-1] == (columns or shape[-1]) and self._here(found):
+        if floats and shape[-1] == (columns or shape[-1]) and lies_in(self.path, found):
             return found
-        has = ", ".join(f"{k} {list(getattr(v, 'shape', ()))}" for k, v in self.file.items())
         raise UserError(
             f"{self.path}: no dataset {name!r} of floats with {axes} axes, the last of "
-            f"{columns or 'features'}; it has {has or 'none'}. Give a file as {{split}}36.hdf5 of "
-            "bottom-up-attention-vqa, or with pos_boxes"
+            f"{columns or 'features'}; it has {contents(self.file)}. Give a file as "
+            "{split}36.hdf5 of bottom-up-attention-vqa, or with pos_boxes"
         )
-
-    def _here(self, found: Any) -> bool:
-        """Whether the values lie in this file: no link, and no dataset, leads to another."""
-        own = Path(found.file.filename) == self.path
-        return own and not found.is_virtual and not found.external
 
     def read(self, image_id: int, height: int, width: int) -> Found:
         row = self.places[image_id]
         own = row if self.spans is None else slice(*self.spans[row])
         sides = (1.0, 1.0) if self.fractions else (float(height), float(width))
-        with _undamaged(self.path, BadExample):
+        with undamaged(self.path, BadExample):
             return Found(self.boxes[own][:, :4], self.features[own], *sides)
 
 
-def _opened(path: Path) -> Any:
+def opened(path: Path) -> Any:
+    """An HDF5 file, to be read."""
     try:
         import h5py
     except ModuleNotFoundError:
@@ -141,12 +136,23 @@ def _opened(path: Path) -> Any:
             f"{path}: reading HDF5 needs h5py, which is not installed; pip install "
             "'vqatlas[regions]'"
         ) from None
-    with _undamaged(path, UserError):
+    with undamaged(path, UserError):
         return h5py.File(path, "r")
 
 
+def lies_in(path: Path, found: Any) -> bool:
+    """Whether a dataset's values lie in this file: no link, and no dataset, leads to another."""
+    own = Path(found.file.filename) == path
+    return own and not found.is_virtual and not found.external
+
+
+def contents(file: Any) -> str:
+    """Names and shapes of what lies in an HDF5 file."""
+    return ", ".join(f"{k} {list(getattr(v, 'shape', ()))}" for k, v in file.items()) or "none"
+
+
 @contextmanager
-def _undamaged(path: Path, kind: type[UserError] | type[BadExample]) -> Iterator[None]:
+def undamaged(path: Path, kind: type[UserError] | type[BadExample]) -> Iterator[None]:
     """What h5py raises on a file that is none, or is damaged, as an error that names it."""
     try:
         yield
@@ -284,10 +290,13 @@ def _bytes_of(text: bytes) -> int:
 
 
 class RegionFeatures:
-    """Regions of images by number, from one file or several (training and validation, say)."""
+    """Regions of images by number, from one file or several (training and validation, say).
+    ``read`` opens a file of another kind than a detector's."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.files = [_file(path) for path in paths]
+    def __init__(
+        self, paths: Sequence[Path], read: Callable[[Path], FeatureFile] | None = None
+    ) -> None:
+        self.files = [(read or _file)(path) for path in paths]
         self.regions = max(file.regions for file in self.files)
         self.channels = self.files[0].channels
         self._refuse_strangers()

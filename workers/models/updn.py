@@ -23,7 +23,13 @@ from workers.models.base import (
 )
 from workers.models.checkpoints import load_weights, read_state_dict
 from workers.models.pickles import read_plain
-from workers.models.region_model import Files, StoredRegionModel, read_labels
+from workers.models.region_model import (
+    Files,
+    StoredRegionModel,
+    check_channels,
+    read_labels,
+    softmax_of,
+)
 from workers.models.regions import RegionFeatures
 from workers.models.tokenisers import updn
 
@@ -111,12 +117,6 @@ class UpDn(StoredRegionModel):
         return states[[different[question] for question in questions]]
 
 
-def softmax_of(values: Tensor, kept: Tensor) -> Tensor:
-    """Softmax ``(n, region)`` over those that are kept, 0 elsewhere; all 0 where none is kept."""
-    lowest = torch.finfo(values.dtype).min
-    return values.masked_fill(~kept, lowest).softmax(-1) * kept
-
-
 class Layers(nn.Module):
     """Layers one after another, under the repository's name for them."""
 
@@ -157,12 +157,7 @@ class UpDnSpec(ModelSpec):
         words = read_dictionary(self.dictionary, sizes["words"] - 1, self.checkpoint)
         answers = read_labels(self.answers_file, sizes["answers"], LABELS)
         features = RegionFeatures(self.features)
-        if features.channels != sizes["channels"]:
-            raise UserError(
-                f"{features.files[0].path} has {features.channels} features a region, "
-                f"{self.checkpoint} was trained on {sizes['channels']}; give the features that it "
-                "was trained on"
-            )
+        check_channels(features, sizes["channels"], self.checkpoint)
         config = UpDnConfig(words=words, features=features.digest)
         model = UpDn(config, answers, sizes, features, self.longest)
         load_weights(model, weights, self.checkpoint, REMEDY)
