@@ -337,8 +337,8 @@ class RegionModel(VQAModel):
     """A model that sees regions in place of pixels: rectangles that a detector has found, with
     features that were computed beforehand. Its canvas is the photo, for people alone.
 
-    ``regions (n, region, 4 + channel)`` are rows of ``x1, y1, x2, y2``, fractions of the canvas, and
-    features. A row without an area (zeros) is no region: it has no influence.
+    ``regions (n, region, 4 + channel)`` are rows of ``x1, y1, x2, y2``, fractions of the canvas,
+    and features. A row without an area (zeros) is no region: it has no influence.
     """
 
     provides: frozenset[Capability] = frozenset({Capability.REGIONS, Capability.GRADIENTS})
