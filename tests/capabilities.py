@@ -47,6 +47,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "lstm.safetensors": lstm,
     "san.safetensors": stacked,
     "updn": region_files.updn,
+    "pythia": region_files.pythia,
     "kazemi": region_files.kazemi,
 }
 """What makes each checkpoint."""
@@ -82,6 +83,7 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
         },
         **{f"huggingface: {n}": hub.section(n, folder(n)) for n in hub.SEEING_REGIONS},
         "updn": region_files.section(folder("updn")),
+        "pythia": region_files.pythia_section(folder("pythia")),
     }
 
 

@@ -3,7 +3,7 @@
 import base64
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,6 +141,98 @@ def kazemi_section(folder: Path, **options: object) -> dict[str, Any]:
         "checkpoint": str(folder / "released.pth"),
         "features": str(folder / "resnet-14x14.h5"),
         "trunk": "small",
+        **options,
+    }
+
+
+def write_folder(path: Path, images: Mapping[int, Detected]) -> Path:
+    """MMF's array a file, with the boxes beside it."""
+    path.mkdir(exist_ok=True)
+    for image, (boxes, features) in images.items():
+        name = f"COCO_val2014_{image:012d}"
+        np.save(path / f"{name}.npy", features)
+        np.save(path / f"{name}_boxes.npy", boxes)
+    return path
+
+
+def cells_of(image_id: int) -> np.ndarray:
+    """A ResNet's features ``(1, y, x, channel)`` of an image."""
+    drawn = np.random.default_rng(image_id + 100).normal(0.5, 1, (1, 2, 3, CHANNELS))
+    return np.maximum(drawn, 0).astype(np.float32)
+
+
+def write_cells(path: Path, images: Sequence[int] = IMAGES) -> Path:
+    """MMF's array a file of a feature map."""
+    path.mkdir(exist_ok=True)
+    for image in images:
+        np.save(path / f"COCO_val2014_{image:012d}.npy", cells_of(image))
+    return path
+
+
+def pythia_weights(grid: bool = False) -> dict[str, torch.Tensor]:
+    """A state_dict of MMF's ``pythia``; with a ResNet's features beside the detector's."""
+    drawn = torch.Generator().manual_seed(7)
+    state, convolution, glimpses, encoded, hidden, joint = 6, 5, 2, 7, 9, 11
+    question = glimpses * state
+
+    def matrix(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=drawn)
+
+    def normed(name: str, outputs: int, inputs: int) -> dict[str, torch.Tensor]:
+        g = torch.tensor(3.0 + len(name) % 3)
+        return {
+            f"{name}.bias": matrix(outputs) * 0.3,
+            f"{name}.weight_g": g,
+            f"{name}.weight_v": matrix(outputs, inputs),
+        }
+
+    def plain(name: str, outputs: int, *inputs: int) -> dict[str, torch.Tensor]:
+        return {f"{name}.weight": matrix(outputs, *inputs), f"{name}.bias": matrix(outputs)}
+
+    text, lstm = "text_embeddings.0.module", "text_embeddings.0.module.recurrent_unit"
+    found = {
+        "word_embedding.weight": matrix(len(WORDS) + 4, 5),
+        f"{lstm}.weight_ih_l0": matrix(4 * state, 5),
+        f"{lstm}.weight_hh_l0": matrix(4 * state, state),
+        f"{lstm}.bias_ih_l0": matrix(4 * state),
+        f"{lstm}.bias_hh_l0": matrix(4 * state),
+        **plain(f"{text}.conv1", convolution, state, 1),
+        **plain(f"{text}.conv2", glimpses, convolution, 1),
+        **plain("image_feature_encoders.0.lc", encoded, CHANNELS),
+    }
+    seen = [encoded, CHANNELS] if grid else [encoded]
+    for i, channels in enumerate(seen):
+        name = f"image_feature_embeddings_list.{i}.0.image_attention_model.module"
+        found |= normed(f"{name}.combination_layer.module.fa_image.layers.0", hidden, channels)
+        found |= normed(f"{name}.combination_layer.module.fa_txt.layers.0", hidden, question)
+        found |= normed(f"{name}.transform.module.lc", 1, hidden)
+    layer = "image_text_multi_modal_combine_layer.module"
+    found |= normed(f"{layer}.fa_image.layers.0", joint, sum(seen))
+    found |= normed(f"{layer}.fa_txt.layers.0", joint, question)
+    for kind, size in (("text", 4), ("image", 8)):
+        found |= normed(f"classifier.module.f_o_{kind}.layers.0", size, joint)
+        found |= plain(f"classifier.module.linear_{kind}", len(ANSWERS) + 1, size)
+    return found
+
+
+def pythia(folder: Path, grid: bool = False) -> None:
+    """Everything a recipe of ``pythia`` names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": pythia_weights(grid), "best_update": 22000}, folder / "pythia.pth")
+    (folder / "vocabulary_100k.txt").write_text("\n".join(WORDS) + "\n")
+    (folder / "answers_vqa.txt").write_text("\n".join(("<unk>", *ANSWERS)) + "\n")
+    write_tsv(folder / "val36.tsv", {image: detected(image) for image in IMAGES})
+    write_cells(folder / "resnet152")
+
+
+def pythia_section(folder: Path, **options: object) -> dict[str, Any]:
+    """A recipe's model section."""
+    return {
+        "name": "pythia",
+        "checkpoint": str(folder / "pythia.pth"),
+        "vocabulary": str(folder / "vocabulary_100k.txt"),
+        "answers_file": str(folder / "answers_vqa.txt"),
+        "features": str(folder / "val36.tsv"),
         **options,
     }
 

@@ -313,8 +313,9 @@ NUMBERED = "write it again with pytorch-vqa's preprocess-vocab.py"
         ),
         (
             {"weights": {"text.embedding.weight": torch.zeros(4)}},
-            ": 'weights' has no tensor 'text.embedding.weight' with 2 axes or more; give a "
-            "checkpoint of pytorch-vqa's published network",
+            ": 'weights' has no tensor 'text.embedding.weight' with 2 axes or more, which the "
+            "model needs; its first tensors are 'text.embedding.weight' [4]; give a checkpoint of "
+            "pytorch-vqa's published network",
         ),
         (
             {"vocab": {"question": {"is": 0, "it": 1}, "answer": {"no": 0}}},

@@ -248,7 +248,7 @@ def test_feature_files_that_are_none_are_named(
     wrong.write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as HDF5"):
         RegionFeatures([wrong])
-    with pytest.raises(UserError, match=r"is no .hdf5, .h5 or .tsv file"):
+    with pytest.raises(UserError, match=r"is no .hdf5, .h5 or .tsv file and no folder"):
         RegionFeatures([tmp_path / "a.npy"])
     with pytest.raises(UserError, match="cannot be read"):
         RegionFeatures([tmp_path / "a.tsv"])
@@ -397,7 +397,10 @@ def without(name: str) -> Callable[[dict], dict]:
     ("change", "message"),
     [
         (without("weight_g"), r"v_att.v_proj.main.0.weight_g has shape None and .* \[10, 8\]"),
-        (without("classifier.main.3.weight"), r"no matrix 'classifier.main.3.weight'"),
+        (
+            without("classifier.main.3.weight"),
+            r"no tensor 'classifier.main.3.weight' with 1",
+        ),
         (without("q_net.main.0.bias"), r"no tensor 'q_net.main.0.bias', .* shape \[10\]"),
         (
             lambda w: {**w, "module.v_att.nonlinear.main.0.bias": torch.zeros(3)},

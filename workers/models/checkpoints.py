@@ -121,10 +121,14 @@ def _refuse_bomb(path: Path) -> None:
             )
 
 
+def read_weights(path: Path) -> Any:
+    """What a file of either format holds."""
+    return read_safetensors(path)[0] if is_safetensors(path) else read_torch(path)
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """A file that is a state_dict and nothing else, in either format."""
-    found = read_safetensors(path)[0] if is_safetensors(path) else read_torch(path)
-    return as_state_dict(found, str(path), path.stat().st_size)
+    return as_state_dict(read_weights(path), str(path), path.stat().st_size)
 
 
 def as_state_dict(found: Any, where: str, size: int) -> dict[str, Tensor]:
@@ -169,6 +173,39 @@ def _plain(tensor: Tensor) -> bool:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def length_of(
+    weights: Mapping[str, Tensor], name: str, axis: int, where: Path | str, remedy: str
+) -> int:
+    """A size that an axis of a tensor tells."""
+    if name not in weights or weights[name].ndim <= axis:
+        first = ", ".join(f"{n!r} {_shape(t)}" for n, t in list(weights.items())[:3])
+        raise UserError(
+            f"{where} has no tensor {name!r} with {axis + 1} axes or more, which the model needs; "
+            f"its first tensors are {first or 'none'}; {remedy}"
+        )
+    return weights[name].shape[axis]
+
+
+def folded(weights: Mapping[str, Tensor], path: Path, remedy: str) -> dict[str, Tensor]:
+    """``weight = g v / ||v||`` in place of each pair ``weight_g, weight_v`` (Salimans and Kingma
+    2016, equation 2). With one ``g`` a layer the norm is that of all of ``v``; with one an output
+    it is that of each row."""
+    found = dict(weights)
+    for name in [name for name in weights if name.endswith(("weight_g", "weight_v"))]:
+        stem = name[:-2]
+        g, v = weights.get(f"{stem}_g"), weights.get(f"{stem}_v")
+        if g is None or v is None or v.ndim != 2 or g.numel() not in (1, len(v)):
+            shapes = [None if tensor is None else list(tensor.shape) for tensor in (g, v)]
+            raise UserError(
+                f"{path}: {stem}_g has shape {shapes[0]} and {stem}_v {shapes[1]}; a scale and a "
+                f"matrix belong together; {remedy}"
+            )
+        del found[name]
+        norm = v.norm() if g.numel() == 1 else v.norm(dim=1, keepdim=True)
+        found[stem] = v * (g.reshape(-1, 1) / norm)
+    return found
 
 
 def load_weights(

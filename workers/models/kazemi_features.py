@@ -6,22 +6,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from workers.errors import BadExample, UserError
 from workers.models.base import Capability, RegionModel, RegionOutput, SplitModel, Tokens, present
-from workers.models.kazemi import KazemiConfig, KazemiHead, feature_shape
-from workers.models.regions import (
+from workers.models.feature_files import (
     FLOATS,
     FeatureFile,
     Found,
-    RegionFeatures,
     contents,
     lies_in,
     opened,
     undamaged,
 )
+from workers.models.feature_folders import cells
+from workers.models.kazemi import KazemiConfig, KazemiHead, feature_shape
+from workers.models.regions import RegionFeatures
 
 
 class GridFile(FeatureFile):
@@ -66,12 +66,6 @@ class GridFile(FeatureFile):
         with undamaged(self.path, BadExample):
             features = self.features[self.places[image_id]]
         return Found(cells(self.height, self.width), features.reshape(self.channels, -1).T, 1, 1)
-
-
-def cells(height: int, width: int) -> np.ndarray:
-    """Boxes ``(cell, 4)`` of a grid's cells, row by row: x1, y1, x2, y2 as fractions."""
-    y, x = np.mgrid[:height, :width].reshape(2, -1)
-    return np.stack([x / width, y / height, (x + 1) / width, (y + 1) / height], 1)
 
 
 def read_features(paths: Sequence[Path], config: KazemiConfig) -> RegionFeatures:

@@ -69,18 +69,26 @@ def check_channels(features: RegionFeatures, channels: int, where: Path | str) -
 def read_labels(path: Path, count: int, remedy: str) -> tuple[str, ...]:
     """The answers in the order of the logits' ``count`` columns, from a JSON list (as LXMERT's
     ``trainval_label2ans.json``), a pickled one, or a text file with one a line."""
-    plain = path.suffix in (".json", ".pkl")
-    labels = read_plain(path, remedy) if plain else _lines(path, remedy)
-    strings = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    if not strings or len(set(labels)) < len(labels):
-        raise UserError(f"{path} is not a list of strings, each there once; {remedy}")
+    labels = read_list(path, remedy)
     if len(labels) != count:
         raise UserError(f"{path} has {len(labels)} answers, the model has {count}; {remedy}")
     return tuple(labels)
 
 
-def _lines(path: Path, remedy: str) -> list[str]:
+def read_list(path: Path, remedy: str) -> list[str]:
+    """Strings of a JSON list, a pickled one or a text file, each there once."""
+    plain = path.suffix in (".json", ".pkl")
+    labels = read_plain(path, remedy) if plain else read_lines(path, remedy)
+    strings = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not strings or len(set(labels)) < len(labels):
+        raise UserError(f"{path} is not a list of strings, each there once; {remedy}")
+    return labels
+
+
+def read_lines(path: Path, remedy: str) -> list[str]:
+    """The lines of a text file without white space around them; an empty last one is none."""
     try:
-        return path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
+        return [line.strip() for line in lines[: -1 if not lines[-1] else None]]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text ({error}); {remedy}") from None

@@ -47,6 +47,13 @@ def updn(question: str) -> Tokens:
     return tuple(question.lower().replace(",", "").replace("?", "").replace("'s", " 's").split())
 
 
+def mmf(question: str) -> Tokens:
+    """The words of facebookresearch/mmf: lower case without commas and question marks, cut where
+    letters and digits end; other marks are words, also the apostrophe of ``'s``."""
+    text = question.lower().replace("'s", " 's").replace(",", "").replace("?", "")
+    return tuple(filter(None, (part.strip() for part in re.split(r"(\W+)", text))))
+
+
 def simple(question: str) -> Tokens:
     """Lower-case words between white space and punctuation."""
     return tuple(re.sub(r"[^\w\s]", " ", question.lower()).split())

@@ -21,7 +21,7 @@ from workers.models.base import (
     freeze,
     present,
 )
-from workers.models.checkpoints import load_weights, read_state_dict
+from workers.models.checkpoints import folded, length_of, load_weights, read_state_dict
 from workers.models.pickles import read_plain
 from workers.models.region_model import (
     Files,
@@ -152,8 +152,9 @@ class UpDnSpec(ModelSpec):
     """The longer side at most of the picture that people see; no answer depends on it."""
 
     def build(self, device: torch.device) -> VQAModel:
-        weights = folded(read_state_dict(self.checkpoint), self.checkpoint)
-        sizes = {name: _length(weights, *axis, self.checkpoint) for name, axis in SIZES.items()}
+        path = self.checkpoint
+        weights = folded(read_state_dict(path), path, REMEDY)
+        sizes = {name: length_of(weights, *axis, path, REMEDY) for name, axis in SIZES.items()}
         words = read_dictionary(self.dictionary, sizes["words"] - 1, self.checkpoint)
         answers = read_labels(self.answers_file, sizes["answers"], LABELS)
         features = RegionFeatures(self.features)
@@ -179,36 +180,6 @@ SIZES = {
     "answers": ("classifier.main.3.weight", 0),
 }
 """Which axis of which tensor tells a size."""
-
-
-def folded(weights: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """``weight = g v / ||v||`` in place of each pair ``weight_g, weight_v`` (Salimans and Kingma
-    2016, equation 2). The repository has one ``g`` a layer, so the norm is that of all of ``v``;
-    with one an output it is that of each row."""
-    found = dict(weights)
-    for name in [name for name in weights if name.endswith(("weight_g", "weight_v"))]:
-        stem = name[:-2]
-        g, v = weights.get(f"{stem}_g"), weights.get(f"{stem}_v")
-        if g is None or v is None or v.ndim != 2 or g.numel() not in (1, len(v)):
-            shapes = [None if tensor is None else list(tensor.shape) for tensor in (g, v)]
-            raise UserError(
-                f"{path}: {stem}_g has shape {shapes[0]} and {stem}_v {shapes[1]}; a scale and a "
-                f"matrix belong together; {REMEDY}"
-            )
-        del found[name]
-        norm = v.norm() if g.numel() == 1 else v.norm(dim=1, keepdim=True)
-        found[stem] = v * (g.reshape(-1, 1) / norm)
-    return found
-
-
-def _length(weights: Mapping[str, Tensor], name: str, axis: int, path: Path) -> int:
-    if name not in weights or weights[name].ndim != 2:
-        first = ", ".join(f"{n!r} {list(t.shape)}" for n, t in list(weights.items())[:3])
-        raise UserError(
-            f"{path} has no matrix {name!r}, which the model needs; its first tensors are "
-            f"{first or 'none'}; {REMEDY}"
-        )
-    return weights[name].shape[axis]
 
 
 def read_dictionary(path: Path, count: int, checkpoint: Path) -> tuple[str, ...]:
