@@ -5,7 +5,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -211,34 +211,48 @@ def folded(weights: Mapping[str, Tensor], path: Path, remedy: str) -> dict[str, 
 def load_weights(
     model: nn.Module, found: Mapping[str, Tensor], path: Path | str, remedy: str
 ) -> None:
-    """Give ``model`` its weights, or say which tensor of the file is missing, extra or misshapen.
+    """Give ``model`` its weights, or say which tensors of the file are missing, extra or misshapen,
+    the first of them with their shapes.
 
     BatchNorm's batch counters may be missing, as they are in files older than PyTorch 0.4.1.
     """
     wanted = model.state_dict()
-    for name, tensor in found.items():
-        if name not in wanted:
-            raise UserError(
-                f"{path} has a tensor {name!r} of shape {_shape(tensor)}, which the model has no "
-                f"place for; {remedy}"
-            )
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = {n: t for n, t in wanted.items() if n not in found and n not in counters}
+    refuse_extra({n: list(t.shape) for n, t in found.items() if n not in wanted}, path, remedy)
+    if missing:
+        told = first_of({name: list(tensor.shape) for name, tensor in missing.items()})
+        raise UserError(f"{path} lacks {told}, which the model needs; {remedy}")
     for name, tensor in wanted.items():
-        if name not in found and not name.endswith("num_batches_tracked"):
+        own = found.get(name, tensor)
+        if own.shape != tensor.shape:
             raise UserError(
-                f"{path} has no tensor {name!r}, which the model needs in shape {_shape(tensor)}; "
-                f"{remedy}"
-            )
-        if name in found and found[name].shape != tensor.shape:
-            raise UserError(
-                f"{path}: tensor {name!r} has shape {_shape(found[name])}, the model needs "
+                f"{path}: tensor {name!r} has shape {_shape(own)}, the model needs "
                 f"{_shape(tensor)}; {remedy}"
             )
-        if name in found and found[name].dtype.is_floating_point != tensor.dtype.is_floating_point:
+        if own.dtype.is_floating_point != tensor.dtype.is_floating_point:
             raise UserError(
-                f"{path}: tensor {name!r} is of {found[name].dtype}, the model needs "
-                f"{tensor.dtype}; {remedy}"
+                f"{path}: tensor {name!r} is of {own.dtype}, the model needs {tensor.dtype}; "
+                f"{remedy}"
             )
     model.load_state_dict(found, strict=False)
+
+
+def refuse_extra(shapes: Mapping[str, Sequence[int] | None], path: Path | str, remedy: str) -> None:
+    """A file that holds more than the model is of another model, whose maps would be wrong."""
+    if shapes:
+        raise UserError(
+            f"{path} has {first_of(shapes)}, which the model has no place for; {remedy}"
+        )
+
+
+def first_of(shapes: Mapping[str, Sequence[int] | None]) -> str:
+    """The first of some tensors, and how many there are; None is a shape that is not known."""
+    named = [(name, "" if s is None else f" {list(s)}") for name, s in list(shapes.items())[:3]]
+    if len(shapes) == 1:
+        name, shape = named[0]
+        return f"a tensor {name!r}{' of shape' if shape else ''}{shape}"
+    return f"{len(shapes)} tensors, first " + ", ".join(f"{n!r}{shape}" for n, shape in named)
 
 
 def save_model(
