@@ -280,8 +280,8 @@ def test_safetensors_with_a_missing_or_extra_tensor_is_refused(ours: Path) -> No
     more = {f"extra{i}": torch.zeros(i + 1) for i in range(4)}
     save_file({**whole, **more}, ours, metadata)
     assert refusal(KazemiSpec(checkpoint=ours)) == (
-        f"{ours} has 4 tensors, first 'extra0' [1], 'extra1' [2], 'extra2' [3], which the model has "
-        f"no place for; {AGAIN}"
+        f"{ours} has 4 tensors, first 'extra0' [1], 'extra1' [2], 'extra2' [3], which the model "
+        f"has no place for; {AGAIN}"
     )
 
 

@@ -16,7 +16,7 @@ from workers.check import check_model
 from workers.errors import BadExample, UserError
 from workers.methods.base import Scene
 from workers.methods.regions import RegionAttention, RegionGradient, RegionOcclusion
-from workers.methods.words import dropped_logits
+from workers.methods.words import WordGradient, dropped_logits
 from workers.models.digest import weights_digest
 from workers.models.pythia import Pythia
 from workers.models.regions import RegionFeatures
@@ -162,6 +162,28 @@ def test_attention_and_words_are_explained(model: Pythia) -> None:
         np.testing.assert_allclose(own, wanted, atol=1e-6)
     shorter = literal("is red?", [features])[0]
     np.testing.assert_allclose(dropped_logits(scene)[1][1], shorter, rtol=1e-5, atol=1e-5)
+
+
+def test_word_gradient_is_the_literal_difference(model: Pythia) -> None:
+    scene, step = scene_of(model), 1e-5
+    weights = {name: tensor.numpy() for name, tensor in files.pythia_weights().items()}
+    features = files.detected(42).features
+    found = WordGradient().explain(scene).importances
+    for row, own in zip(scene.rows, found, strict=True):
+        question = QUESTIONS[row.question]
+        for place, number in enumerate(reference.tokens(files.WORDS, question)[: len(own)]):
+            embedding = weights["word_embedding.weight"][number].astype(np.float64)
+            gradient = np.zeros_like(embedding)
+            for channel in range(len(embedding)):
+                ends = []
+                for sign in (1, -1):
+                    moved = embedding.copy()
+                    moved[channel] += sign * step
+                    given = (weights, files.WORDS, [features], question, 0, {place: moved})
+                    ends.append(reference.logits(*given)[0][row.answer])
+                gradient[channel] = (ends[0] - ends[1]) / (2 * step)
+            assert own[place] == pytest.approx(np.linalg.norm(gradient), rel=2e-3, abs=2e-4)
+    assert max(np.ptp(own) for own in found) > 0.01
 
 
 # --- files ----------------------------------------------------------------------------------------

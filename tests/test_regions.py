@@ -27,6 +27,7 @@ from workers.check import check_model
 from workers.errors import BadExample, UserError
 from workers.methods.base import Scene
 from workers.methods.regions import RegionAttention, RegionGradient, RegionOcclusion, paint
+from workers.methods.words import WordGradient
 from workers.models.base import RegionModel
 from workers.models.digest import weights_digest
 from workers.models.pickles import read_plain
@@ -689,3 +690,29 @@ def test_recipe_makes_paths_of_features_absolute(
     options = recipe(model=section).model.options
     assert options["features"] == [str(folder / "val36.hdf5"), str(folder / "more.tsv")]
     assert options["dictionary"] == str(folder / "dictionary.pkl")
+
+
+@pytest.mark.parametrize("reduction", ["l2_norm", "grad_x_input"])
+def test_word_gradient_is_the_literal_difference(model: RegionModel, reduction: str) -> None:
+    scene, step = scene_of(model), 1e-5
+    found = WordGradient(reduction=reduction).explain(scene).importances
+    weights = {name: tensor.numpy() for name, tensor in files.updn_weights().items()}
+    features = files.detected(42).features
+    for row, own in zip(scene.rows, found, strict=True):
+        question = QUESTIONS[row.question]
+        numbers = reference.tokens(NUMBERS, question)[-len(own) :]
+        for place, number in enumerate(numbers):
+            embedding = weights["module.w_emb.emb.weight"][number].astype(np.float64)
+            gradient = np.zeros_like(embedding)
+            for channel in range(len(embedding)):
+                ends = []
+                for sign in (1, -1):
+                    moved = embedding.copy()
+                    moved[channel] += sign * step
+                    at = {place - len(own): moved}
+                    logits, _ = reference.logits(weights, NUMBERS, features, question, at)
+                    ends.append(logits[row.answer])
+                gradient[channel] = (ends[0] - ends[1]) / (2 * step)
+            wanted = {"l2_norm": np.linalg.norm(gradient), "grad_x_input": gradient @ embedding}
+            assert own[place] == pytest.approx(wanted[reduction], rel=2e-3, abs=2e-4)
+    assert max(np.ptp(own) for own in found) > 0.01

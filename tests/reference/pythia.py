@@ -42,9 +42,9 @@ def lstm(w: Weights, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     return states
 
 
-def question_state(w: Weights, numbers: Sequence[int]) -> np.ndarray:
+def question_state(w: Weights, inputs: Sequence[np.ndarray]) -> np.ndarray:
     """The glimpses, one after another."""
-    states = lstm(w, [w["word_embedding.weight"][number] for number in numbers])
+    states = lstm(w, inputs)
     name = "text_embeddings.0.module"
     energies = []
     for h in states:
@@ -98,11 +98,15 @@ def logits(
     kinds: Sequence[np.ndarray],
     question: str,
     padded: int = 0,
+    moved: Mapping[int, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits of the answers and the attention over all regions; ``kinds`` are arrays ``(region,
-    channel)``, one a branch."""
+    channel)``, one a branch. ``moved`` puts another embedding at a place of the question."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
-    q = question_state(w, tokens(words, question))
+    inputs = [w["word_embedding.weight"][number] for number in tokens(words, question)]
+    for place, other in (moved or {}).items():
+        inputs[place] = other
+    q = question_state(w, inputs)
     found = [
         branch(w, i, features.astype(np.float64), q, max(padded, len(features)))
         for i, features in enumerate(kinds)

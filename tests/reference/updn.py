@@ -48,12 +48,20 @@ def tokens(word2idx: Mapping[str, int], question: str) -> list[int]:
 
 
 def logits(
-    weights: Weights, word2idx: Mapping[str, int], features: np.ndarray, question: str
+    weights: Weights,
+    word2idx: Mapping[str, int],
+    features: np.ndarray,
+    question: str,
+    moved: Mapping[int, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of the answers and the attention over regions; ``features (region, channel)``."""
+    """Logits of the answers and the attention over regions; ``features (region, channel)``.
+    ``moved`` puts another embedding at a place of the padded question."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     embedding = w["module.w_emb.emb.weight"]
-    q = gru(w, [embedding[i] for i in tokens(word2idx, question)])
+    inputs = [embedding[i] for i in tokens(word2idx, question)]
+    for place, other in (moved or {}).items():
+        inputs[place] = other
+    q = gru(w, inputs)
     asked = relu(linear(w, "v_att.q_proj.main.0", q))
     energies = []
     for v in features.astype(np.float64):

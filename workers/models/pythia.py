@@ -14,6 +14,8 @@ from schemas.base import Frozen
 from workers.errors import UserError
 from workers.models.base import (
     Capability,
+    Embedded,
+    EmbeddingModel,
     ModelSpec,
     RegionModel,
     RegionOutput,
@@ -34,6 +36,7 @@ from workers.models.region_model import (
 )
 from workers.models.regions import RegionFeatures
 from workers.models.tokenisers import mmf
+from workers.models.tokens import tapped
 
 LENGTH = 14
 """Words of a question: what is longer is cut, what is shorter is padded behind."""
@@ -205,7 +208,7 @@ class LogitClassifier(nn.Module):
         return self.linear_text(self.f_o_text(joint)) + self.linear_image(self.f_o_image(joint))
 
 
-class Pythia(StoredRegionModel):
+class Pythia(StoredRegionModel, EmbeddingModel):
     """The question by an LSTM and attention over its words; each kind of features by top-down
     attention; their product, and ``logits = W_t relu(F_t x) + W_i relu(F_i x)``.
 
@@ -215,7 +218,7 @@ class Pythia(StoredRegionModel):
     Its regions are those of all kinds of features, one kind after another.
     """
 
-    provides = RegionModel.provides | {Capability.ATTENTION}
+    provides = RegionModel.provides | {Capability.ATTENTION, Capability.EMBEDDINGS}
     config: PythiaConfig
 
     def __init__(
@@ -264,6 +267,12 @@ class Pythia(StoredRegionModel):
         looked, kept = self._looked_at(canvas), present(canvas)
         states = self.encode(questions)
         return torch.stack([self._answer(looked, kept, q[None]).logits for q in states], 1)
+
+    def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
+        with tapped([self.word_embedding]) as outputs:
+            logits = self.answer(canvas[None], [question]).logits[0, list(answers)]
+        words = tuple((i,) for i in range(len(question)))
+        return Embedded(logits, outputs[0], words)
 
     def encode(self, questions: Sequence[Tokens]) -> Tensor:
         """Token sequences -> question states ``(n, state)``; each question goes through the LSTM

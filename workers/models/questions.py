@@ -71,7 +71,7 @@ def word_indices(
     return indices, lengths
 
 
-def native_rnn(rnn: nn.RNNBase) -> AbstractContextManager[Any]:
+def native_rnn(rnn: nn.Module) -> AbstractContextManager[Any]:
     """Where a gradient may follow: cuDNN's LSTM and GRU have no backward pass in eval mode,
     PyTorch's own kernels have."""
     native = torch.is_grad_enabled() and not rnn.training

@@ -13,6 +13,8 @@ from schemas.base import Frozen
 from workers.errors import UserError
 from workers.models.base import (
     Capability,
+    Embedded,
+    EmbeddingModel,
     ModelSpec,
     RegionModel,
     RegionOutput,
@@ -23,6 +25,7 @@ from workers.models.base import (
 )
 from workers.models.checkpoints import folded, length_of, load_weights, read_state_dict
 from workers.models.pickles import read_plain
+from workers.models.questions import native_rnn
 from workers.models.region_model import (
     Files,
     StoredRegionModel,
@@ -32,6 +35,7 @@ from workers.models.region_model import (
 )
 from workers.models.regions import RegionFeatures
 from workers.models.tokenisers import updn
+from workers.models.tokens import tapped
 
 LENGTH = 14
 """Words of a question: what is longer is cut, what is shorter is padded in front."""
@@ -51,7 +55,7 @@ class UpDnConfig(Frozen):
     """``RegionFeatures.digest``."""
 
 
-class UpDn(StoredRegionModel):
+class UpDn(StoredRegionModel, EmbeddingModel):
     """``q`` the last state of a GRU over the words, ``a = softmax_r w(W_v v_r * W_q q)`` over the
     regions, ``logits = c(W q * W sum_r a_r v_r)``, every layer weight-normed and with a ReLU but
     the last of each (Anderson et al. 2018, section 3.2, with the repository's product in place of
@@ -61,7 +65,7 @@ class UpDn(StoredRegionModel):
     Padding words count, as there: each question has ``LENGTH`` of them.
     """
 
-    provides = RegionModel.provides | {Capability.ATTENTION}
+    provides = RegionModel.provides | {Capability.ATTENTION, Capability.EMBEDDINGS}
     config: UpDnConfig
 
     def __init__(
@@ -104,6 +108,12 @@ class UpDn(StoredRegionModel):
         joint = self.q_net(states) * self.v_net(seen)
         return RegionOutput(self.classifier(joint), attention)
 
+    def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
+        with tapped([self.w_emb["emb"]]) as outputs:
+            logits = self.answer(canvas[None], [question]).logits[0, list(answers)]
+        words = tuple((LENGTH - len(question) + i,) for i in range(len(question)))
+        return Embedded(logits, outputs[0], words)
+
     def encode(self, questions: Sequence[Tokens]) -> Tensor:
         """Token sequences -> the GRU's last states ``(n, state)``; each question goes through it
         once, however many images it is asked of."""
@@ -113,7 +123,9 @@ class UpDn(StoredRegionModel):
         for row, question in zip(ids, different, strict=True):
             own = [self.numbers.get(word, padding) for word in question[:LENGTH]]
             row[LENGTH - len(own) :] = torch.tensor(own, dtype=torch.long)
-        states = self.q_emb["rnn"](self.w_emb["emb"](ids.to(self.device)))[0][:, -1]
+        embeddings, rnn = self.w_emb["emb"](ids.to(self.device)), self.q_emb["rnn"]
+        with native_rnn(rnn):
+            states = rnn(embeddings)[0][:, -1]
         return states[[different[question] for question in questions]]
 
 
