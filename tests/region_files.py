@@ -268,6 +268,39 @@ def updn_weights(words: int = len(WORDS)) -> dict[str, torch.Tensor]:
     return {f"module.{name}": tensor for name, tensor in found.items()}
 
 
+def concatenating_weights() -> dict[str, torch.Tensor]:
+    """A state_dict of ``baseline0``: its attention sees region and question as one vector."""
+    drawn, hidden = torch.Generator().manual_seed(4), 10
+    found = {n: t for n, t in updn_weights().items() if "v_proj" not in n and "q_proj" not in n}
+    name = "module.v_att.nonlinear.main.0"
+    found[f"{name}.bias"] = torch.randn(hidden, generator=drawn) * 0.3
+    found[f"{name}.weight_g"] = torch.tensor(5.0)
+    found[f"{name}.weight_v"] = torch.randn(hidden, CHANNELS + hidden, generator=drawn)
+    return found
+
+
+def fork_weights() -> dict[str, torch.Tensor]:
+    """A state_dict of the fork: two attentions of one more layer, the GRU written out."""
+    drawn, found = torch.Generator().manual_seed(5), {}
+    for name, tensor in updn_weights().items():
+        name = name.removeprefix("module.")
+        if name.startswith("q_emb.rnn."):
+            kind, side = name.removeprefix("q_emb.rnn.").removesuffix("_l0").split("_")
+            found[f"q_emb.rnn.gru_cell.weight_{side}.{kind}"] = tensor
+        elif name.startswith("v_att."):
+            for i in (1, 2):
+                noise = torch.randn(tensor.shape, generator=drawn) * 0.5
+                found[name.replace("v_att.", f"gv_att_{i}.")] = tensor + noise
+        else:
+            found[name.replace("v_net.", "gv_net.")] = tensor
+    for i in (1, 2):
+        name = f"gv_att_{i}.nonlinear.main.0"
+        found[f"{name}.bias"] = torch.randn(10, generator=drawn)
+        found[f"{name}.weight_g"] = torch.tensor(3.0 + i)
+        found[f"{name}.weight_v"] = torch.randn(10, 10, generator=drawn)
+    return found
+
+
 def updn(folder: Path) -> None:
     """Everything a recipe of ``updn`` names."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -135,6 +135,51 @@ def test_canvas_is_the_whole_photo_scaled_down(folder: Path) -> None:
         model.see(photo())
 
 
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_baseline0_answers_and_attends_as_a_literal_forward_pass(copy: Copy, question: str) -> None:
+    folder, given = copy(), files.concatenating_weights()
+    torch.save(given, folder / "model.pth")
+    model, features = build(files.section(folder)), files.detected(42).features
+    weights = {name: tensor.numpy() for name, tensor in given.items()}
+    logits, attention = reference.concatenating(weights, NUMBERS, features, question)
+    check_literal(model, question, logits, attention)
+
+
+def check_literal(
+    model: RegionModel, question: str, logits: np.ndarray, attention: np.ndarray
+) -> None:
+    regions = model.regions(42, files.HEIGHT, files.WIDTH)
+    found = model.answer(regions[None], [model.tokenise(question)])
+    np.testing.assert_allclose(found.logits[0], logits, rtol=1e-5, atol=1e-5)
+    assert found.attention is not None
+    np.testing.assert_allclose(found.attention[0], attention, rtol=1e-5, atol=1e-6)
+    assert np.ptp(attention) > 0.01
+    assert np.ptp(logits) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("What's the dog-colour of this red?", "what 's the dog colour of this red"),
+        ('Isn\'t "this" $5 red.', "is not this dollar 5 red"),
+    ],
+)
+def test_fork_answers_and_attends_as_a_literal_forward_pass(
+    copy: Copy, question: str, words: str
+) -> None:
+    folder, given = copy(), files.fork_weights()
+    torch.save({"epoch": 3, "model_state_dict": given}, folder / "model.pth")
+    model, features = build(files.section(folder)), files.detected(42).features
+    assert model.tokenise(question) == tuple(words.split())
+    numbers = [NUMBERS.get(word, len(NUMBERS)) for word in words.split()]
+    padded = [len(NUMBERS)] * (14 - len(numbers)) + numbers
+    weights = {name: tensor.numpy() for name, tensor in given.items()}
+    logits, attention = reference.forked(weights, padded, features)
+    check_literal(model, question, logits, attention)
+    assert attention.sum() == pytest.approx(2)
+    assert [c for c in check_model(model) if not c.passed] == []
+
+
 # --- files of features ----------------------------------------------------------------------------
 
 

@@ -47,6 +47,14 @@ def updn(question: str) -> Tokens:
     return tuple(question.lower().replace(",", "").replace("?", "").replace("'s", " 's").split())
 
 
+def updn_fork(question: str) -> Tokens:
+    """The words of erobic/negative_analysis_of_grounding: those of ``updn`` without full stops and
+    quotation marks, cut at hyphens; ``n't`` is ``not`` and ``$`` is ``dollar``."""
+    text = question.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    text = text.replace("-", " ").replace(".", "").replace('"', "")
+    return tuple(text.replace("n't", " not").replace("$", " dollar ").split())
+
+
 def mmf(question: str) -> Tokens:
     """The words of facebookresearch/mmf: lower case without commas and question marks, cut where
     letters and digits end; other marks are words, also the apostrophe of ``'s``."""

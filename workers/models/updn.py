@@ -1,9 +1,10 @@
 """Bottom-up and top-down attention (Anderson et al. 2018; Teney et al. 2018), as
-hengyuan-hu/bottom-up-attention-vqa has it: its default model, ``baseline0_newatt``."""
+hengyuan-hu/bottom-up-attention-vqa has it (``baseline0_newatt``, its default, and ``baseline0``),
+and the fork of jialinwu17/self_critical_vqa and erobic/negative_analysis_of_grounding."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -23,7 +24,7 @@ from workers.models.base import (
     freeze,
     present,
 )
-from workers.models.checkpoints import folded, length_of, load_weights, read_state_dict
+from workers.models.checkpoints import as_state_dict, folded, length_of, load_weights, read_weights
 from workers.models.pickles import read_plain
 from workers.models.questions import native_rnn
 from workers.models.region_model import (
@@ -34,15 +35,25 @@ from workers.models.region_model import (
     softmax_of,
 )
 from workers.models.regions import RegionFeatures
-from workers.models.tokenisers import updn
+from workers.models.tokenisers import updn, updn_fork
 from workers.models.tokens import tapped
 
 LENGTH = 14
 """Words of a question: what is longer is cut, what is shorter is padded in front."""
 REMEDY = (
-    "give model.pth of hengyuan-hu/bottom-up-attention-vqa, trained as baseline0_newatt (its "
+    "give model.pth of hengyuan-hu/bottom-up-attention-vqa or of its self-critical fork (their "
     "layers are weight-normed: NAME.weight_g and NAME.weight_v here make NAME.weight)"
 )
+FORK = {
+    "gv_net.": "v_net.",
+    "gv_att_1.": "v_att.",
+    "gv_att_2.": "v_att_2.",
+    "q_emb.rnn.gru_cell.weight_ih.weight": "q_emb.rnn.weight_ih_l0",
+    "q_emb.rnn.gru_cell.weight_hh.weight": "q_emb.rnn.weight_hh_l0",
+    "q_emb.rnn.gru_cell.weight_ih.bias": "q_emb.rnn.bias_ih_l0",
+    "q_emb.rnn.gru_cell.weight_hh.bias": "q_emb.rnn.bias_hh_l0",
+}
+"""How names of the fork begin, whose GRU is written out, and ours."""
 DICTIONARY = "give dictionary.pkl of bottom-up-attention-vqa, a list of word2idx and idx2word"
 LABELS = "give trainval_label2ans.pkl, written when the model was trained"
 
@@ -55,11 +66,24 @@ class UpDnConfig(Frozen):
     """``RegionFeatures.digest``."""
 
 
+class Shape(NamedTuple):
+    """What the tensors of a checkpoint tell of its model."""
+
+    sizes: Mapping[str, int]
+    concatenates: bool
+    """``baseline0``: attention sees region and question as one vector, not their product."""
+    deep: bool
+    """Attention has one more layer before its last: the fork's."""
+    twofold: bool
+    """Two attentions, added up: the fork's."""
+
+
 class UpDn(StoredRegionModel, EmbeddingModel):
     """``q`` the last state of a GRU over the words, ``a = softmax_r w(W_v v_r * W_q q)`` over the
     regions, ``logits = c(W q * W sum_r a_r v_r)``, every layer weight-normed and with a ReLU but
     the last of each (Anderson et al. 2018, section 3.2, with the repository's product in place of
-    a concatenation).
+    a concatenation). ``baseline0`` has ``w(W [v_r, q])``; the fork has the sum of two attentions
+    ``w(W (W_v v_r * W_q q))``, which adds up to 2.
 
     Parameters have the repository's names; ``nn.Linear`` holds what weight normalisation gives.
     Padding words count, as there: each question has ``LENGTH`` of them.
@@ -72,38 +96,35 @@ class UpDn(StoredRegionModel, EmbeddingModel):
         self,
         config: UpDnConfig,
         answers: Sequence[str],
-        sizes: Mapping[str, int],
+        shape: Shape,
         features: RegionFeatures,
         longest: int,
     ) -> None:
         super().__init__(features, longest)
         self.config, self.answers = config, tuple(answers)
         self.numbers = {word: i for i, word in enumerate(config.words)}
+        self.fork, sizes = shape.twofold, shape.sizes
         hidden, channels = sizes["hidden"], features.channels
         self.w_emb = nn.ModuleDict({"emb": nn.Embedding(len(config.words) + 1, sizes["embedding"])})
         self.q_emb = nn.ModuleDict({"rnn": nn.GRU(sizes["embedding"], hidden, batch_first=True)})
-        self.v_att = nn.ModuleDict(
-            {
-                "v_proj": _relu(channels, sizes["attention"]),
-                "q_proj": _relu(hidden, sizes["attention"]),
-                "linear": nn.Linear(sizes["attention"], 1),
-            }
-        )
+        self.v_att = _attention(shape, channels)
+        self.v_att_2 = _attention(shape, channels) if shape.twofold else None
         self.q_net = _relu(hidden, sizes["joint"])
         self.v_net = _relu(channels, sizes["joint"])
         self.classifier = _classifier(sizes["joint"], sizes["classifier"], len(answers))
 
     def tokenise(self, question: str) -> Tokens:
         """At most ``LENGTH`` words: the model sees no more."""
-        return updn(question)[:LENGTH]
+        return (updn_fork if self.fork else updn)(question)[:LENGTH]
 
     def known(self, token: str) -> bool:
         return token in self.numbers
 
     def answer(self, regions: Tensor, questions: Sequence[Tokens]) -> RegionOutput:
-        features, states = regions[..., 4:], self.encode(questions)
-        product = self.v_att["v_proj"](features) * self.v_att["q_proj"](states)[:, None]
-        attention = softmax_of(self.v_att["linear"](product)[..., 0], present(regions))
+        features, states, kept = regions[..., 4:], self.encode(questions), present(regions)
+        attention = softmax_of(self.v_att(features, states), kept)
+        if self.v_att_2 is not None:
+            attention = attention + softmax_of(self.v_att_2(features, states), kept)
         seen = (attention[..., None] * features).sum(1)
         joint = self.q_net(states) * self.v_net(seen)
         return RegionOutput(self.classifier(joint), attention)
@@ -140,6 +161,41 @@ class Layers(nn.Module):
         return self.main(values)
 
 
+class Product(nn.Module):
+    """Energies ``w(W_v v_r * W_q q)`` of regions, or of the fork ``w(W (W_v v_r * W_q q))``."""
+
+    def __init__(self, channels: int, state: int, size: int, deep: bool) -> None:
+        super().__init__()
+        self.v_proj, self.q_proj = _relu(channels, size), _relu(state, size)
+        self.nonlinear = _relu(size, size) if deep else None
+        self.linear = nn.Linear(size, 1)
+
+    def forward(self, features: Tensor, states: Tensor) -> Tensor:
+        """``(n, region, channel)`` and ``(n, state)`` -> ``(n, region)``."""
+        product = self.v_proj(features) * self.q_proj(states)[:, None]
+        return self.linear(product if self.nonlinear is None else self.nonlinear(product))[..., 0]
+
+
+class Concatenation(nn.Module):
+    """Energies ``w(W [v_r, q])`` of regions."""
+
+    def __init__(self, channels: int, state: int, size: int) -> None:
+        super().__init__()
+        self.nonlinear, self.linear = _relu(channels + state, size), nn.Linear(size, 1)
+
+    def forward(self, features: Tensor, states: Tensor) -> Tensor:
+        """``(n, region, channel)`` and ``(n, state)`` -> ``(n, region)``."""
+        asked = states[:, None].expand(-1, features.shape[1], -1)
+        return self.linear(self.nonlinear(torch.cat([features, asked], 2)))[..., 0]
+
+
+def _attention(shape: Shape, channels: int) -> Product | Concatenation:
+    state, size = shape.sizes["hidden"], shape.sizes["attention"]
+    if shape.concatenates:
+        return Concatenation(channels, state, size)
+    return Product(channels, state, size, shape.deep)
+
+
 def _relu(inputs: int, outputs: int) -> Layers:
     return Layers(nn.Linear(inputs, outputs), nn.ReLU())
 
@@ -149,11 +205,12 @@ def _classifier(joint: int, hidden: int, answers: int) -> Layers:
 
 
 class UpDnSpec(ModelSpec):
-    """A model of hengyuan-hu/bottom-up-attention-vqa and the regions of the images it is asked
-    about, all by files."""
+    """A model of hengyuan-hu/bottom-up-attention-vqa, or of its fork, and the regions of the images
+    it is asked about, all by files."""
 
     checkpoint: Path
-    """``model.pth``: its state_dict, with or without DataParallel's prefix."""
+    """``model.pth``: its state_dict, with or without DataParallel's prefix; the fork's
+    ``model-best.pth`` has it as ``model_state_dict``."""
     dictionary: Path
     """``dictionary.pkl``, or the same as ``.json``: a list of word2idx and idx2word."""
     answers_file: Path
@@ -165,14 +222,15 @@ class UpDnSpec(ModelSpec):
 
     def build(self, device: torch.device) -> VQAModel:
         path = self.checkpoint
-        weights = folded(read_state_dict(path), path, REMEDY)
-        sizes = {name: length_of(weights, *axis, path, REMEDY) for name, axis in SIZES.items()}
+        weights = read_updn(path)
+        shape = shape_of(weights, path)
+        sizes = shape.sizes
         words = read_dictionary(self.dictionary, sizes["words"] - 1, self.checkpoint)
         answers = read_labels(self.answers_file, sizes["answers"], LABELS)
         features = RegionFeatures(self.features)
         check_channels(features, sizes["channels"], self.checkpoint)
         config = UpDnConfig(words=words, features=features.digest)
-        model = UpDn(config, answers, sizes, features, self.longest)
+        model = UpDn(config, answers, shape, features, self.longest)
         load_weights(model, weights, self.checkpoint, REMEDY)
         model.about = (
             f"{self.checkpoint}: UpDn, one logit an answer; trained with a sigmoid each, compared "
@@ -185,13 +243,38 @@ SIZES = {
     "words": ("w_emb.emb.weight", 0),
     "embedding": ("w_emb.emb.weight", 1),
     "hidden": ("q_emb.rnn.weight_hh_l0", 1),
-    "attention": ("v_att.v_proj.main.0.weight", 0),
     "joint": ("q_net.main.0.weight", 0),
     "channels": ("v_net.main.0.weight", 1),
     "classifier": ("classifier.main.0.weight", 0),
     "answers": ("classifier.main.3.weight", 0),
 }
 """Which axis of which tensor tells a size."""
+
+
+def read_updn(path: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors, weight normalisation folded in, under the names of the original."""
+    found, where = read_weights(path), str(path)
+    if isinstance(found, Mapping) and isinstance(found.get("model_state_dict"), Mapping):
+        found, where = found["model_state_dict"], f"{path}: 'model_state_dict'"
+    weights = as_state_dict(found, where, path.stat().st_size)
+    return folded({_renamed(name): tensor for name, tensor in weights.items()}, path, REMEDY)
+
+
+def _renamed(name: str) -> str:
+    for theirs, ours in FORK.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def shape_of(weights: Mapping[str, Tensor], path: Path) -> Shape:
+    """Which of the models it is, and its sizes."""
+    deep, product = (f"v_att.{part}.main.0.weight" for part in ("nonlinear", "v_proj"))
+    concatenates = deep in weights and product not in weights
+    axes = {**SIZES, "attention": (deep if concatenates else product, 0)}
+    sizes = {name: length_of(weights, *axis, path, REMEDY) for name, axis in axes.items()}
+    twofold = any(name.startswith("v_att_2.") for name in weights)
+    return Shape(sizes, concatenates, deep in weights and not concatenates, twofold)
 
 
 def read_dictionary(path: Path, count: int, checkpoint: Path) -> tuple[str, ...]:
