@@ -19,6 +19,7 @@ from workers.methods.regions import RegionAttention, RegionGradient, RegionOcclu
 from workers.methods.words import WordGradient, dropped_logits
 from workers.models.digest import weights_digest
 from workers.models.pythia import Pythia
+from workers.models.region_model import by_row
 from workers.models.regions import RegionFeatures
 from workers.models.tokenisers import mmf
 
@@ -319,3 +320,17 @@ def test_lists_that_do_not_fit_are_refused(copy: Copy) -> None:
         build(files.pythia_section(folder))
     with pytest.raises(UserError, match=r"trained on 1 kinds of features, the recipe gives 2"):
         build(files.pythia_section(folder, grid_features=str(folder / "resnet152")))
+
+
+def test_what_images_share_is_computed_once_and_the_same() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, 6, 3, generator=drawn).repeat(4, 1, 1)
+    rows[1, 2], rows[3] = 0, torch.randn(6, 3, generator=drawn)
+    seen: list[int] = []
+
+    def doubled(values: torch.Tensor) -> torch.Tensor:
+        seen.append(values.shape[:-1].numel())
+        return torch.cat([values, 2 * values], -1)
+
+    torch.testing.assert_close(by_row(doubled, rows), torch.cat([rows, 2 * rows], -1))
+    assert seen == [6, 1 + 6]

@@ -29,6 +29,7 @@ from workers.models.questions import native_rnn
 from workers.models.region_model import (
     Files,
     StoredRegionModel,
+    by_row,
     check_channels,
     read_lines,
     read_list,
@@ -181,7 +182,8 @@ class TopDown(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """``(n, glimpse * channel)`` and the attention ``(n, glimpse, region)``."""
         asked = self.combination_layer.module.fa_txt(question)[:, None]
-        energies = self.transform.module.lc(image * asked).transpose(1, 2)
+        scale = self.transform.module.lc  # the product of all regions is too large to write down
+        energies = (image @ (asked * scale.weight).transpose(1, 2) + scale.bias).transpose(1, 2)
         attention = softmax_of(energies, kept[:, None])
         return (attention @ features).flatten(1), attention
 
@@ -290,8 +292,9 @@ class Pythia(StoredRegionModel, EmbeddingModel):
         """Of each kind the features as attention sees them, and ``TopDown.image`` of them."""
         parts = regions[..., 4:].split([kind.regions for kind in self.kinds], 1)
         encoders = zip(self.image_feature_encoders, parts, strict=True)
-        encoded = [encoder(part) for encoder, part in encoders]
-        return [(v, branch.image(v)) for v, branch in zip(encoded, self._branches, strict=True)]
+        encoded = [by_row(encoder, part) for encoder, part in encoders]
+        seen = zip(encoded, self._branches, strict=True)
+        return [(v, by_row(branch.image, v)) for v, branch in seen]
 
     @property
     def _question(self) -> Within[QuestionAttention]:

@@ -1,5 +1,6 @@
 """What models of stored regions share: the photo as canvas, regions by image, files of answers."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,17 @@ def softmax_of(values: Tensor, kept: Tensor) -> Tensor:
     """Softmax along the last axis over those that are kept, 0 elsewhere; all 0 where none is."""
     lowest = torch.finfo(values.dtype).min
     return values.masked_fill(~kept, lowest).softmax(-1) * kept
+
+
+def by_row(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """A function of each region alone, ``(n, region, channel)`` -> ``(n, region, ...)``. What is as
+    in the first image is computed once: regions that are taken away one by one leave all others."""
+    if len(rows) == 1 or rows.requires_grad:
+        return function(rows)
+    changed = (rows != rows[:1]).any(-1)
+    made = function(rows[:1]).expand(len(rows), -1, -1).clone()
+    made[changed] = function(rows[changed])
+    return made
 
 
 def check_channels(features: RegionFeatures, channels: int, where: Path | str) -> None:

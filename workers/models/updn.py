@@ -30,6 +30,7 @@ from workers.models.questions import native_rnn
 from workers.models.region_model import (
     Files,
     StoredRegionModel,
+    by_row,
     check_channels,
     read_labels,
     softmax_of,
@@ -172,7 +173,7 @@ class Product(nn.Module):
 
     def forward(self, features: Tensor, states: Tensor) -> Tensor:
         """``(n, region, channel)`` and ``(n, state)`` -> ``(n, region)``."""
-        product = self.v_proj(features) * self.q_proj(states)[:, None]
+        product = by_row(self.v_proj, features) * self.q_proj(states)[:, None]
         return self.linear(product if self.nonlinear is None else self.nonlinear(product))[..., 0]
 
 
