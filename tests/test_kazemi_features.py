@@ -22,8 +22,8 @@ from workers.methods.gradients import GradCam
 from workers.methods.regions import RegionAttention, RegionGradient, RegionOcclusion
 from workers.methods.words import WordGradient, dropped_logits
 from workers.models.digest import weights_digest
-from workers.models.kazemi import Kazemi
-from workers.models.kazemi_features import StoredKazemi
+from workers.models.kazemi import Kazemi, KazemiConfig
+from workers.models.kazemi_features import StoredKazemi, read_features
 from workers.models.specs import KazemiSpec
 from workers.models.trunks import TRUNKS
 
@@ -269,3 +269,23 @@ def test_features_take_the_trunks_place(folder: Path, tmp_path: Path) -> None:
     demo = Path(catalog.__file__).parent / "models" / "weights" / "demo.safetensors"
     with pytest.raises(UserError, match="has its own trunk; leave out features"):
         KazemiSpec(checkpoint=demo, features=section["features"]).build(CPU)
+
+
+def test_flipped_bytes_are_named_or_harmless(tmp_path: Path) -> None:
+    config = KazemiConfig(trunk="small", image_size=32, words=("red",), answers=("no", "yes"))
+    path = files.write_grids(tmp_path / "a.h5", {image: files.grid(image) for image in (1, 42)})
+    whole, drawn, told = path.read_bytes(), np.random.default_rng(0), 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for place in drawn.integers(0, 1500, 3):
+            data[place] = drawn.integers(256)
+        path.unlink()  # an open file is not read anew
+        path.write_bytes(data)
+        try:
+            features = read_features([path], config)
+            for image in features.files[0].places:
+                assert features.of(image, 90, 120).isfinite().all()
+        except (UserError, BadExample) as error:
+            assert str(tmp_path) in str(error)
+            told += 1
+    assert told > 10
