@@ -275,7 +275,7 @@ def test_flipped_bytes_are_named_or_harmless(tmp_path: Path) -> None:
     config = KazemiConfig(trunk="small", image_size=32, words=("red",), answers=("no", "yes"))
     path = files.write_grids(tmp_path / "a.h5", {image: files.grid(image) for image in (1, 42)})
     whole, drawn, told = path.read_bytes(), np.random.default_rng(0), 0
-    for _ in range(150):
+    for _ in range(80):
         data = bytearray(whole)
         for place in drawn.integers(0, 1500, 3):
             data[place] = drawn.integers(256)
