@@ -97,8 +97,8 @@ class Scene:
 
     @cached_property
     def pixels(self) -> Tensor:
-        """The clean normalised input ``(1, 3, y, x)``."""
-        return self.split.normalise(self.canvas[None].to(self.model.dtype))
+        """The clean normalised input ``(1, 3, y, x)``, or the regions that are its place."""
+        return self.split.normalise(self.seen)
 
     @property
     def entered(self) -> Tensor:

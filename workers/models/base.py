@@ -298,16 +298,21 @@ class CombineModel(SplitModel):
         return HeadOutput(self.answer_from_combine(self.combine(features, states)))
 
 
-class TokenModel(VQAModel):
-    """A transformer that shows what its tokens hold; one pass a call, its graph kept."""
+class EmbeddingModel(VQAModel):
+    """A model that shows the embeddings of a question's words; one pass a call, its graph kept."""
 
     @abstractmethod
     def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
-        """The question's embeddings and the logits of some answers for a canvas ``(3, y, x)``."""
+        """The question's embeddings and the logits of some answers for a canvas ``(3, y, x)``, or
+        for ``regions (region, 4 + channel)`` of a model that sees those."""
+
+
+class TokenModel(EmbeddingModel):
+    """A transformer that shows what its tokens hold too."""
 
     @abstractmethod
     def attend(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Attended:
-        """Likewise its attention."""
+        """The logits of some answers for a canvas ``(3, y, x)``, and its layers' attention."""
 
 
 @dataclass(frozen=True)
@@ -337,8 +342,8 @@ class RegionModel(VQAModel):
     """A model that sees regions in place of pixels: rectangles that a detector has found, with
     features that were computed beforehand. Its canvas is the photo, for people alone.
 
-    ``regions (n, region, 4 + channel)`` are rows of ``x1, y1, x2, y2``, fractions of the photo, and
-    features. A row without an area (zeros) is no region: it has no influence.
+    ``regions (n, region, 4 + channel)`` are rows of ``x1, y1, x2, y2``, fractions of the canvas,
+    and features. A row without an area (zeros) is no region: it has no influence.
     """
 
     provides: frozenset[Capability] = frozenset({Capability.REGIONS, Capability.GRADIENTS})
