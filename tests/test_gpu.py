@@ -16,6 +16,7 @@ from pipeline.dataset import Run
 from tests import nets, trunks
 from tests.conftest import METHODS, Recipe
 from tests.reference import incremental as reference
+from tests.test_engine import squeezed
 from tests.test_kernels import CASES, convolution
 from tests.test_trunks import sharpened
 from workers.methods.base import Scene
@@ -170,25 +171,19 @@ def test_drill_down_asks_for_some_windows() -> None:
     np.testing.assert_allclose(found.arrays["drop"], exact.arrays["drop"], atol=1e-5)
 
 
-def test_sweep_fits_a_small_memory_by_halving_its_batch() -> None:
-    """After the plan was made less memory is left than a batch of all windows takes."""
-    engine = Engine(model("vgg11"), Options(way="incremental", batch=256))
+def test_recording_that_does_not_fit_halves_the_batch() -> None:
+    engine = Engine(model("vgg11"), Options(way="incremental"))
     asked = scene("vgg11")
     wanted = plain.sweep(asked, WINDOWS, fill())
     plan = engine._plan(WINDOWS, None)
+    assert plan.passes is not None
+    assert plan.schedule is not None
     plan.batch = len(WINDOWS)
-    assert isinstance(plan.passes, Recorded)
-    engine.sweep(asked, WINDOWS, fill())
-    taken = torch.cuda.memory_reserved()
-    plan.passes.windows.clear()
-    torch.cuda.empty_cache()
-    room = torch.cuda.memory_reserved() + taken  # half of what a batch of all windows took
-    torch.cuda.set_per_process_memory_fraction(room / 2 / torch.cuda.mem_get_info()[1])
-    try:
-        found = engine.sweep(asked, WINDOWS, fill())
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    assert plan.batch < len(WINDOWS)
+    engine.program, memory = squeezed(engine.program, 20)
+    plan.passes = Recorded(engine.program, plan.schedule.sources, plan.passes.groups)
+    found = engine.sweep(asked, WINDOWS, fill())
+    assert max(memory.tried) > 20 >= plan.batch
+    assert not plan.passes.refused
     torch.testing.assert_close(found.painted, wanted.painted, rtol=1e-4, atol=1e-4)
 
 

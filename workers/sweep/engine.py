@@ -40,8 +40,9 @@ CACHED_BYTES = 64 * 2**20
 ALLOCATOR = 1.6
 """Memory taken for each byte in use, at most: freed blocks that are not given back, odd sizes, and
 the weights of kernels that are timed and not taken. Measured over many runs: 1.1 to 1.45."""
-SCRATCH_BYTES = 128 * 2**20
-"""Scratch of the convolution libraries, and what is timed at the start."""
+SCRATCH_BYTES = {"cpu": 128 * 2**20, "cuda": 2**30}
+"""Scratch of the convolution libraries, and what is timed at the start; cuDNN's fastest algorithms
+take most of it."""
 SHARE = 4
 """A batch takes at most this part of the free memory: a quarter."""
 
@@ -241,7 +242,7 @@ class Engine:
         steps = self.program.steps if way != "plain" else ()
         copies = sum(s.operation.copied_weights(self.model.device) for s in steps)
         counted = weights + (copies + held) * self.program.dtype.itemsize
-        return round(ALLOCATOR * counted) + SCRATCH_BYTES
+        return round(ALLOCATOR * counted) + SCRATCH_BYTES[self.model.device.type]
 
     def _at_once(self, schedule: Schedule, way: Way) -> int:
         """Whole images of a batch, or windows that weigh as much, within a share of the memory
