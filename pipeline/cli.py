@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from pipeline.console import console
-from pipeline.report import terminal as report
+from pipeline.report import state
 from workers.errors import BadExample, UserError, UserInterrupt
 from workers.objects import OUTAGE, told
 
@@ -41,6 +41,7 @@ def plan(
     """What a run would do: examples, trunk passes, bytes, shards left and time. Writes nothing."""
     from pipeline.plan import make_plan
     from pipeline.recipe import read_recipe
+    from pipeline.report import terminal as report
 
     report.print_plan(make_plan(read_recipe(recipe, overrides), out))
 
@@ -51,6 +52,7 @@ def check_model(recipe: Recipe, overrides: Overrides = []) -> None:  # noqa: B00
     indifferent to batch and padding, which methods will run. Ends with 1 if anything is wrong."""
     from pipeline.check import check
     from pipeline.recipe import read_recipe
+    from pipeline.report import terminal as report
 
     if not report.print_model(check(read_recipe(recipe, overrides))):
         raise typer.Exit(1)
@@ -82,6 +84,7 @@ def run(
 def evaluate(run_folder: RunFolder, overrides: Overrides = []) -> None:  # noqa: B006
     """Score every stored map against the dataset's human maps, and print the tables."""
     from pipeline import run as stages
+    from pipeline.report import terminal as report
 
     result = stages.evaluate(run_folder, overrides)
     report.print_tables(run_folder)
@@ -101,7 +104,7 @@ def status(
 
         show(run_folder)
         return
-    failed = report.print_status(run_folder)
+    failed = state.print_status(run_folder)
     _end(failed, run_folder, f"retry {run_folder}")
 
 
@@ -131,7 +134,7 @@ def verify(
     """Check every row, map and checksum of a run. Writes nothing; safe while it is going on."""
     from pipeline.verify import verify as check_run
 
-    if report.print_verdict(run_folder, check_run(run_folder, sample, seed)):
+    if state.print_verdict(run_folder, check_run(run_folder, sample, seed)):
         raise typer.Exit(1)
 
 
@@ -141,7 +144,7 @@ def compact(run_folder: RunFolder) -> None:
     refused then); readers may go on, but those without our code can see rows twice for seconds."""
     from pipeline.run import compact as merge
 
-    report.print_compacted(run_folder, merge(run_folder))
+    state.print_compacted(run_folder, merge(run_folder))
 
 
 @app.command()
@@ -150,7 +153,7 @@ def failures(
     limit: Annotated[int, typer.Option(help="Rows to print.")] = 20,
 ) -> None:
     """What went wrong: example, stage, message."""
-    report.print_failures(run_folder, limit)
+    state.print_failures(run_folder, limit)
 
 
 @app.command()
@@ -186,6 +189,7 @@ def explain(
     method: Annotated[list[str] | None, typer.Option(help="Repeat for several; all else.")] = None,
 ) -> None:
     """One picture and one question, every method, no store and no Ray."""
+    from pipeline.report import terminal as report
     from pipeline.report.sheet import single_sheet
     from pipeline.single import explain as explain_one
 
@@ -213,6 +217,7 @@ def demo(
     """The whole workflow on the embedded world: run, evaluate, tables, contact sheet."""
     from pipeline import run as stages
     from pipeline.recipe import read_recipe
+    from pipeline.report import terminal as report
     from pipeline.report.sheet import run_sheet
 
     stages.run(read_recipe(Path("recipes/demo.yaml"), overrides), out)

@@ -8,7 +8,6 @@ import typer
 
 from pipeline.cli import Overrides, Recipe, app
 from pipeline.console import console
-from pipeline.report import terminal as report
 from workers.errors import UserError, UserInterrupt
 
 if TYPE_CHECKING:
@@ -111,6 +110,7 @@ def submitted(
     """What a job runs: the plan that `submit` left in the run's place."""
     from pipeline import run as stages
     from pipeline.jobs import read_submission, resources, submitted_config
+    from pipeline.report import terminal as report
 
     plan = read_submission(place, sha256)
     result = stages.run(submitted_config(plan), plan.out, plan.retry_failed)

@@ -15,6 +15,9 @@ import zarr
 from schemas.run import Definition, RunRecord
 from workers.store import Store
 
+Root = Path | str
+"""A run's folder, or its ``s3://`` URL."""
+
 
 class Run:
     """A run's tables as pandas frames and its maps as arrays; committed rows only."""
@@ -47,6 +50,12 @@ class Run:
     @cached_property
     def failures(self) -> pd.DataFrame:
         return self._frame("failures")
+
+    @property
+    def failed_examples(self) -> int:
+        """Distinct examples with at least one recorded failure."""
+        failures = self.failures
+        return int(failures.question_id.nunique(dropna=False)) if len(failures) else 0
 
     @cached_property
     def timings(self) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.checks import costs, subject
 from pipeline.console import console, quiet
-from pipeline.dataset import Run
+from pipeline.dataset import Root, Run
 from pipeline.executors.base import Executor, Job, Outcome
 from pipeline.executors.environment import prepare
 from pipeline.executors.local import LocalExecutor
@@ -39,9 +39,6 @@ from workers.explain import Explainer, Report
 from workers.lease import Lease
 from workers.objects import OUTAGE, told
 from workers.store import Store
-
-Root = Path | str
-"""A run's folder, or its ``s3://`` URL."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def run(config: RunConfig, out: Root, retry_failed: bool = False) -> Result:
                 console.print(line, soft_wrap=True)
         driver.work("explain", explain_job(config, driver), plan.tasks, config)
         again = _retry(driver, config, plan.shards, ()) if retry_failed else 0
-    return Result(len(plan.tasks) + again, failed_examples(out))
+    return Result(len(plan.tasks) + again, Run(out).failed_examples)
 
 
 def retry(out: Root, overrides: Sequence[str] = (), whole: Collection[int] = ()) -> Result:
@@ -141,7 +138,7 @@ def retry(out: Root, overrides: Sequence[str] = (), whole: Collection[int] = ())
         layout = stored_layout(config, store)
         tasks = _retry(driver, config, layout.shards, whole)
         store.accept_images(image_digests(store, layout))
-    return Result(tasks, failed_examples(out))
+    return Result(tasks, Run(out).failed_examples)
 
 
 def _retry(
@@ -198,7 +195,7 @@ def evaluate(out: Root, overrides: Sequence[str] = ()) -> Result:
         driver.work("evaluate", evaluate_job(config, driver, bool(expected)), tasks, config)
         for shard in stale:
             store.evaluated(shard)
-    return Result(len(tasks), failed_examples(out))
+    return Result(len(tasks), Run(out).failed_examples)
 
 
 def evaluate_job(config: RunConfig, driver: Driver, accelerated: bool) -> Job:
@@ -223,12 +220,6 @@ def stored_config(out: Root, overrides: Sequence[str] = ()) -> RunConfig:
             for label, definition in store.definitions(kinds).items()
         }
     return parse(override(data, overrides), f"{out}/run.json")
-
-
-def failed_examples(out: Root) -> int:
-    """Distinct examples with at least one recorded failure."""
-    failures = Run(out).failures
-    return int(failures.question_id.nunique(dropna=False)) if len(failures) else 0
 
 
 def after_crash(crashes: Crashes, task: Task) -> Task:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.dataset import Run
-from pipeline.run import Root, stored_config, stored_layout
+from pipeline.dataset import Root, Run
+from pipeline.run import stored_config, stored_layout
 from schemas.run import Definition
 from schemas.shard import Shard, Task
 from workers import encoding

@@ -1,6 +1,8 @@
 """What may import what, kept by machine."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,15 @@ def test_nothing_unpickles_what_a_user_gives(path: Path) -> None:
         if ast.unparse(node.func) == "torch.load":
             keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
             assert keywords.get("weights_only") == "True", name(path)
+
+
+def test_commands_that_read_a_run_load_no_pytorch() -> None:
+    """It takes seconds: help, status and failures answer at once."""
+    code = (
+        "import sys, pipeline.cli, pipeline.report.state, pipeline.report.watch;"
+        "print([name for name in ('torch', 'scipy', 'ray', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]"

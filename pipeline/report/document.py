@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.dataset import Run
+from pipeline.dataset import Root, Run
 from pipeline.report import figures, tables
 from pipeline.report.facts import facts
 from pipeline.report.folder import PAGE, Folder, published
 from pipeline.report.gallery import gallery
 from pipeline.report.page import Block, Chapter, Page, Told, badges_of, render
 from pipeline.report.tables import MOST_DATA, data_table, view
-from pipeline.run import Root, stored_config
+from pipeline.run import stored_config
 from pipeline.studies.base import Badge, Evidence, Panels, Part, Picture, Study, Table, Text
 from pipeline.studies.registry import STUDIES
 from pipeline.studies.summary import Bootstrap

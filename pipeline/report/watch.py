@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console import console
+from pipeline.dataset import Root
 from pipeline.journal import read
 from pipeline.progress import clock
-from pipeline.run import Root
 from workers.lease import holder
 from workers.store import Store
 
