@@ -148,6 +148,23 @@ class Seen:
     regions: Tensor | None = None
 
 
+class Near:
+    """An image's questions, asked of canvases that are the image's own but for what is painted over
+    it. A model that need not compute anew what they share with it has a kind of its own."""
+
+    def __init__(self, model: "VQAModel", questions: Sequence[Tokens]) -> None:
+        self.model, self.questions = model, questions
+
+    def groups(self, windows: Sequence[tuple[int, int, int, int]]) -> list[list[int]]:
+        """Which windows (top, bottom, left, right) are best painted in one batch: every one's
+        number once."""
+        return [list(range(len(windows)))]
+
+    def __call__(self, canvases: Tensor) -> Tensor:
+        """Canvases ``(n, 3, y, x)`` -> ``(n, question, answer)``."""
+        return self.model.answers_to_all(canvases, self.questions)
+
+
 @dataclass(frozen=True)
 class RegionOutput:
     """``logits (n, answer)`` and, where the model has it, ``attention (n, region)``."""
@@ -208,6 +225,10 @@ class VQAModel(nn.Module, ABC):
         A model overrides it where its questions can share work, on the image above all.
         """
         return torch.stack([self.logits(canvas, [q] * len(canvas)) for q in questions], 1)
+
+    def near(self, canvas: Tensor, questions: Sequence[Tokens]) -> Near:
+        """What asks these questions of canvases that differ from ``canvas (3, y, x)`` in parts."""
+        return Near(self, questions)
 
     def answer_index(self, answer: str | None) -> int | None:
         """Position of an answer in the vocabulary, or None when it is not there."""

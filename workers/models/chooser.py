@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class Chooser(Transformer, OpenModel):
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return Written(" ".join(text.lower().split()).rstrip(".") or NOTHING, tuple(ids))
 
-    def among(self, answers: Sequence[Written]) -> "Chooser":
+    def among(self, answers: Sequence[Written]) -> Self:
         other = copy(self)
         other._buffers = dict(self._buffers)
         other.answers, other.open, other.rest = (*(a.answer for a in answers), REST), False, True

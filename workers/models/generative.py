@@ -16,12 +16,15 @@ from workers.models.base import (
     Attended,
     Embedded,
     Layer,
+    Near,
     Places,
     Tokens,
+    Written,
 )
 from workers.models.chooser import Chooser, greedy, likelihoods, until
+from workers.models.near import Clean, NearPrompt
 from workers.models.pixels import TYPICAL
-from workers.models.tokens import last_run, tapped, word_tokens
+from workers.models.tokens import called, last_run, tapped, word_tokens
 
 ALONG_THE_PROMPT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """What a processor gives for every token of a prompt."""
@@ -31,6 +34,13 @@ def _common(prompts: Sequence[Tensor]) -> int:
     """How many tokens all prompts begin with."""
     columns = zip(*(prompt.tolist() for prompt in prompts), strict=False)
     return next((i for i, tokens in enumerate(columns) if len(set(tokens)) > 1), len(prompts[0]))
+
+
+def placed(positions: Tensor | None, count: int) -> dict[str, Tensor]:
+    """Positions ``(..., 1, token)`` for each of so many sequences; nothing where the net counts."""
+    if positions is None:
+        return {}
+    return {"position_ids": positions.expand(*positions.shape[:-2], count, -1)}
 
 
 class Generative(Chooser):
@@ -52,6 +62,8 @@ class Generative(Chooser):
 
     shares: bool = False
     """Whether prompts share what they begin with; found by trying."""
+    reads_on: bool = False
+    """Whether a painted image is read on from where it differs from the clean one; likewise."""
 
     def likelihoods(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
         texts = [" ".join(question) for question in questions]
@@ -62,14 +74,28 @@ class Generative(Chooser):
     @torch.no_grad()
     def try_sharing(self) -> None:
         """Share where the answers to two questions about a picture are what they are alone: not
-        where the image's tokens see the question behind them (PaliGemma)."""
-        canvas, _ = self.prepare(np.zeros((*TYPICAL, 3), np.uint8))
+        where the image's tokens see the question behind them (PaliGemma). Likewise read on from
+        the picture's own pass where that gives the answers about a painted one."""
+        picture = np.random.default_rng(0).integers(0, 256, (*TYPICAL, 3), np.uint8)
+        canvas = self.prepare(picture)[0].to(self.device)
+        painted = canvas.clone()
+        painted[:, canvas.shape[1] // 2 :, canvas.shape[2] // 2 :] = 128
         texts = ["what is this", "is it red ?"]
-        ids = torch.tensor([self.spelt("yes")], device=self.device)
-        alone = torch.stack([self._scores(canvas[None], text, ids) for text in texts], 1)
-        together = self._shared(canvas[None], texts, ids)
+        model = self.among([Written("yes")])
+        alone = torch.stack([model._scores(painted[None], text, model.ids) for text in texts], 1)
         limit = sqrt(torch.finfo(self.net.dtype).eps) * max(1.0, float(alone.abs().max()))
+        together = model._shared(painted[None], texts, model.ids)
         self.shares = bool((alone - together).abs().max() <= limit)
+        near = model._tried(canvas, painted, texts) if self.shares else None
+        self.reads_on = near is not None and bool((alone - near).abs().max() <= limit)
+
+    def _tried(self, canvas: Tensor, painted: Tensor, texts: Sequence[str]) -> Tensor | None:
+        """A painted picture's answers from the clean one's pass; None where this net, of a family
+        that nobody has tried, takes its inputs in another way."""
+        try:
+            return NearPrompt(self, canvas, [(t,) for t in texts])(painted[None])[..., :-1]
+        except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError, IndexError):
+            return None
 
     def _shared(self, canvas: Tensor, questions: Sequence[str], own: Tensor) -> Tensor:
         """Some candidates after all questions, from one cache of what their prompts begin with,
@@ -87,8 +113,51 @@ class Generative(Chooser):
         found = []
         for prompt in prompts:
             rest = {"input_ids": prompt[None, length:].expand(len(canvas), -1)}
-            found.append(self._choose(*self._read(rest, deepcopy(cache)), own, given))
+            found.append(self.choose(*self._read(rest, deepcopy(cache)), own, given))
         return torch.stack(found, 1)
+
+    # --- an image that is painted over in parts -------------------------------------------------
+
+    def near(self, canvas: Tensor, questions: Sequence[Tokens]) -> Near:
+        if not self.reads_on:
+            return super().near(canvas, questions)
+        return NearPrompt(self, canvas, questions)
+
+    def read_clean(self, canvas: Tensor, texts: Sequence[str]) -> Clean | None:
+        """The image's own pass, up to where its questions' prompts differ; None where they do so
+        before the image ends."""
+        given = self.inputs(canvas[None], texts[0])
+        prompts = [self.inputs(canvas[None], text)["input_ids"][0] for text in texts[1:]]
+        prompts.insert(0, given["input_ids"][0])
+        length = min(_common(prompts), min(map(len, prompts)) - 1)
+        image = (prompts[0] == self.net.config.image_token_id).nonzero()[:, 0]
+        if length <= int(image.max()):
+            return None
+        beginning = given | {
+            name: given[name][:, :length] for name in ALONG_THE_PROMPT if name in given
+        }
+        with called(self.decoder) as calls:
+            cache, _ = self._read(beginning)
+        values, (one,) = self.seen(canvas[None]), calls
+        return Clean(values, prompts, one["inputs_embeds"], one.get("position_ids"), image, cache)
+
+    def features(self, values: dict[str, Tensor]) -> Tensor:
+        """What the language model is given of images, ``(token, channel)``, one after another."""
+        return torch.cat(
+            list(self.net.get_image_features(**values, return_dict=True).pooler_output)
+        )
+
+    def read_on(self, cache: Any, positions: Tensor | None, **tokens: Tensor) -> Tensor:
+        """Tokens or their embeddings behind what a cache holds: the logits ``(n, 1, word)`` of what
+        follows them."""
+        (given,) = tokens.values()
+        return self._read(tokens | placed(positions, len(given)), cache)[1]
+
+    def tile_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tiles that a canvas is cut into; zeros where it is not cut."""
+        counted = getattr(self.processor.image_processor, "get_number_of_image_patches", None)
+        found = counted(height, width, {}) if counted is not None else 0
+        return found[1:] if isinstance(found, tuple) else (0, 0)
 
     def generate(self, canvas: Tensor, question: Tokens) -> list[int]:
         given = self.inputs(canvas[None], " ".join(question))
@@ -120,7 +189,7 @@ class Generative(Chooser):
     def _scores(self, canvas: Tensor, question: str, own: Tensor) -> Tensor:
         """Of some candidates ``(candidate, token)``: ``(n, candidate)``."""
         given = self.inputs(canvas, question)
-        return self._choose(*self._read(given), own, given)
+        return self.choose(*self._read(given), own, given)
 
     def _read(self, given: dict[str, Tensor], cache: Any = None) -> tuple[Any, Tensor]:
         """A prompt, or the rest of one: the cache with it, and the logits ``(n, 1, word)`` of what
@@ -130,7 +199,14 @@ class Generative(Chooser):
         output = self.net(**given, cache=cache, use_cache=True, **last)
         return cache, output.logits[:, -1:]
 
-    def _choose(self, cache: Any, first: Tensor, own: Tensor, given: dict[str, Tensor]) -> Tensor:
+    def choose(
+        self,
+        cache: Any,
+        first: Tensor,
+        own: Tensor,
+        given: dict[str, Tensor],
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Some candidates after a prompt, ``(n, candidate)``. The cache is used up."""
         n, count = len(first), len(own)
         cache.batch_repeat_interleave(count)
@@ -140,6 +216,7 @@ class Generative(Chooser):
             cache=cache,
             use_cache=True,
             **self._types(given, ids),
+            **placed(positions, len(ids)),
         )
         logits = torch.cat([first.repeat_interleave(count, 0), more.logits], 1)
         return likelihoods(logits, ids).unflatten(0, (n, count))
