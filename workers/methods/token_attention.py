@@ -23,7 +23,8 @@ Flow = dict[tuple[Stream, Stream], Tensor]
 class TokenMethod(ImageMethod, ABC):
     """Arrays ``map (row, y, x)`` over the model's image tokens, and ``words (row, word, y, x)``,
     one map for each word of the question in its order, zero where there is no such word. The maps
-    of a word's sub-tokens are summed up."""
+    of a word's sub-tokens are summed up. Of an image that is cut into tiles the cells are the
+    tiles' tokens, and a token of the thumbnail, which covers many, is spread evenly over them."""
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TOKENS})
     longest: PositiveInt = 24
@@ -43,8 +44,8 @@ class TokenMethod(ImageMethod, ABC):
         return Maps.of({"map": torch.stack(maps), "words": torch.stack(words)})
 
     def _row(self, seen: Pass) -> tuple[Tensor, Tensor]:
-        cells = seen.attended.cells
-        whole, words = self.read(seen)
+        cells, cover = seen.attended.cells, seen.attended.cover
+        whole, words = (on_cells(tokens, cover) for tokens in self.read(seen))
         if len(words) > self.longest:
             raise BadExample(
                 f"the question has {len(words)} words, the limit of this method's maps is "
@@ -56,7 +57,7 @@ class TokenMethod(ImageMethod, ABC):
 
     @abstractmethod
     def read(self, seen: Pass) -> tuple[Tensor, Tensor]:
-        """A map ``(cell,)`` and one for each word ``(word, cell)``."""
+        """Values of the image's tokens ``(token,)``, and for each word ``(word, token)``."""
 
 
 class AttentionRollout(TokenMethod):
@@ -194,19 +195,29 @@ def _normalised(own: Tensor) -> Tensor:
 
 
 def read_flow(flow: Flow, seen: Pass) -> tuple[Tensor, Tensor]:
-    """What the answer's tokens hold of the image's cells, and what each word holds."""
+    """What the answer's tokens hold of the image's tokens, and what each word holds."""
     image, output = seen.attended.image, seen.output
     of_answer = flow[output.stream, image.stream][list(output.tokens)].mean(0)
-    cells = list(image.tokens)
-    tokens = flow[seen.attended.words[0].stream, image.stream][:, cells]
-    return of_answer[cells], _words_of(tokens, seen)
+    own = list(image.tokens)
+    tokens = flow[seen.attended.words[0].stream, image.stream][:, own]
+    return of_answer[own], _words_of(tokens, seen)
 
 
 def _words_of(tokens: Tensor, seen: Pass) -> Tensor:
-    """``(token, cell)`` of the question's stream -> ``(word, cell)``."""
+    """``(token, image token)`` of the question's stream -> ``(word, image token)``."""
     return torch.stack([tokens[list(word.tokens)].sum(0) for word in seen.attended.words])
 
 
 def _mean_of_words(tokens: Tensor, seen: Pass) -> Tensor:
-    """``(token, cell)`` -> the mean over all sub-tokens of words, ``(cell,)``."""
+    """``(token, image token)`` -> the mean over all sub-tokens of words."""
     return tokens[[token for word in seen.attended.words for token in word.tokens]].mean(0)
+
+
+def on_cells(values: Tensor, cover: Tensor | None) -> Tensor:
+    """Values of an image's tokens ``(..., token)`` at its cells ``(..., cell)``: each is spread
+    evenly over the cells that its token covers, so that the sum stays what it is."""
+    if cover is None:
+        return values
+    cover = cover.to(values.device)
+    shared = values / cover.flatten().bincount(minlength=values.shape[-1])
+    return shared[..., cover].sum(-2)

@@ -117,13 +117,16 @@ class Attended:
     layers: tuple[Layer, ...]
     """In the order they ran."""
     image: Places
-    """The image's cells, row by row."""
+    """The image's tokens."""
     cells: tuple[int, int]
-    """How many of them there are, ``(y, x)``."""
+    """How many cells the image has, ``(y, x)``; they come row by row."""
     words: tuple[Places, ...]
     """Each word's sub-tokens."""
     output: tuple[Places, ...]
     """For each answer, the tokens that it is read from."""
+    cover: Tensor | None = None
+    """Which of the image's tokens each cell lies in, ``(level, cell)``; None where cells and tokens
+    are the same."""
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,13 @@ from workers.models.base import (
 from workers.models.chooser import Chooser, greedy, likelihoods, until
 from workers.models.near import Clean, NearPrompt
 from workers.models.pixels import TYPICAL
+from workers.models.tiles import tiles_of
 from workers.models.tokens import called, last_run, tapped, word_tokens
 
 ALONG_THE_PROMPT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """What a processor gives for every token of a prompt."""
+TILED = ("idefics3", "smolvlm")
+"""Families whose tiles' tokens are known to lie row by row, the thumbnail's behind them."""
 
 
 def _common(prompts: Sequence[Tensor]) -> int:
@@ -258,11 +261,13 @@ class Generative(Chooser):
         likely = likelihoods(logits[:, start:], ids)
         image = [i for i, token in enumerate(prompt) if token == self.net.config.image_token_id]
         ends = (start + (ids >= 0).sum(1)).tolist()
+        cells, cover = self._cells(given, canvas)
         return Attended(
             logits=self.with_rest(likely) if rest else likely,
             layers=tuple(Layer("all", "all", probabilities) for probabilities in outputs[1:]),
             image=Places("all", tuple(image)),
-            cells=self._cells(given),
+            cells=cells,
+            cover=cover,
             words=tuple(Places("all", tokens) for tokens in self._words(question, prompt)),
             output=tuple(Places("all", tuple(range(start, end))) for end in ends),
         )
@@ -288,11 +293,18 @@ class Generative(Chooser):
 
     def grid(self, canvas: Tensor) -> tuple[int, int]:
         """By the placeholders in a prompt."""
-        return self._cells(self.inputs(canvas[None], "what is this"))
+        return self._cells(self.inputs(canvas[None], "what is this"), canvas)[0]
 
-    def _cells(self, given: dict[str, Tensor]) -> tuple[int, int]:
-        """As its grid of merged patches says, or of one image a square."""
+    def _cells(
+        self, given: dict[str, Tensor], canvas: Tensor
+    ) -> tuple[tuple[int, int], Tensor | None]:
+        """As its tiles or its grid of merged patches say, or of one image a square; and which
+        tokens each cell lies in, where they are not the same."""
         count = int((given["input_ids"][0] == self.net.config.image_token_id).sum())
+        if self.net.config.model_type in TILED:
+            parts = given["pixel_values"].shape[1]
+            tiles = tiles_of(count, parts, self.tile_grid(*canvas.shape[1:]))
+            return (tiles.cells, tiles.cover()) if tiles is not None else ((0, 0), None)
         if "image_grid_thw" in given:
             merge = self.processor.image_processor.merge_size
             _, height, width = (
@@ -300,7 +312,7 @@ class Generative(Chooser):
             ).tolist()
         else:
             height = width = isqrt(count) if self.pixels.whole else 0
-        return (height, width) if height * width == count else (0, 0)
+        return (height, width) if height * width == count else (0, 0), None
 
     def _words(self, question: Tokens, prompt: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Each word's sub-tokens in a prompt, which has more of the image's than its text has

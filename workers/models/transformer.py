@@ -123,7 +123,7 @@ class Transformer(Subwords, TokenModel):
 
     @abstractmethod
     def grid(self, canvas: Tensor) -> tuple[int, int]:
-        """How the image's tokens of a canvas ``(3, y, x)`` lie, ``(y, x)``; zeros if in no grid."""
+        """Cells of a canvas ``(3, y, x)`` by its tokens, ``(y, x)``; zeros if in no grid."""
 
     def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
         with tapped([self.word_embeddings]) as outputs:
