@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import ClassVar, NamedTuple, TypeVar, cast
 
@@ -27,6 +27,13 @@ class Explained:
     row: Row
     question_id: int
     values: np.ndarray
+    regions: np.ndarray | None = None
+    """Of a method that explains regions their values ``(region,)``, of which the map is painted."""
+
+    def magnitudes(self) -> "Explained":
+        """Without signs."""
+        regions = None if self.regions is None else np.abs(self.regions)
+        return replace(self, values=np.abs(self.values), regions=regions)
 
 
 @dataclass
@@ -102,6 +109,7 @@ def scene_like(
         questions=scene.questions,
         question_ids=scene.question_ids,
         truths=scene.truths,
+        written=scene.written,
         targets=scene.targets,
         batch=scene.batch,
         engine=engine,

@@ -189,6 +189,8 @@ class VQAModel(nn.Module, ABC):
     geometry: Geometry
     open: bool = False
     """It writes its answers and has no list of them: an ``OpenModel`` before ``among``."""
+    rest: bool = False
+    """Whether the last answer stands for every other text."""
     about: str = ""
     """What a person should know of it: what was found in its files, how it answers."""
     config: Frozen | None = None
@@ -232,6 +234,10 @@ class VQAModel(nn.Module, ABC):
     def near(self, canvas: Tensor, questions: Sequence[Tokens]) -> Near:
         """What asks these questions of canvases that differ from ``canvas (3, y, x)`` in parts."""
         return Near(self, questions)
+
+    def bound_like(self, other: "VQAModel") -> "VQAModel":
+        """Itself; an open model with the answers that another copy of it has been given."""
+        return self
 
     def answer_index(self, answer: str | None) -> int | None:
         """Position of an answer in the vocabulary, or None when it is not there."""

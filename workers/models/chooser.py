@@ -11,6 +11,7 @@ from torch import Tensor
 from workers.models.base import (
     OpenModel,
     Tokens,
+    VQAModel,
     Written,
 )
 from workers.models.transformer import Transformer
@@ -32,8 +33,8 @@ class Chooser(Transformer, OpenModel):
     """
 
     ids: Tensor
-    rest: bool = False
-    """Whether the last answer stands for every other text."""
+    given: tuple[Written, ...] = ()
+    """The answers that an open model has been given."""
     longest: int = 16
     """Sub-tokens that are written at most; an answer that does not end by then has no end."""
 
@@ -57,8 +58,13 @@ class Chooser(Transformer, OpenModel):
         other = copy(self)
         other._buffers = dict(self._buffers)
         other.answers, other.open, other.rest = (*(a.answer for a in answers), REST), False, True
+        other.given = tuple(answers)
         other.set_candidates([a.tokens or self.spelt(a.answer) for a in answers])
         return other.to(self.device)
+
+    def bound_like(self, other: VQAModel) -> VQAModel:
+        assert isinstance(other, Chooser)
+        return self.among(other.given) if self.open else self
 
     def set_candidates(self, candidates: Sequence[Sequence[int]]) -> None:
         """Each candidate's sub-tokens, the token that ends an answer included."""

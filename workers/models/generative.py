@@ -180,14 +180,19 @@ class Generative(Chooser):
                 text=[self.prompt(question)] * len(canvas),
                 images=self.pixels.listed(canvas),
                 return_tensors="pt",
-                **({"do_resize": False, "do_center_crop": False} if self.pixels.whole else {}),
+                **self._as_it_is(),
             )
-        weights = self.weight_dtype
-        return {
-            name: tensor.to(self.device, weights if tensor.is_floating_point() else None)
-            for name, tensor in made.items()
-            if name != "labels"
-        }
+        return self._placed({name: made[name] for name in made if name != "labels"})
+
+    def seen(self, canvas: Tensor) -> dict[str, Tensor]:
+        """The images as the processor lays them out beside a prompt."""
+        images = self.pixels.listed(canvas)
+        made = self.processor.image_processor(images, return_tensors="pt", **self._as_it_is())
+        return self._placed(dict(made))
+
+    def _as_it_is(self) -> dict[str, bool]:
+        """Options for a canvas that has been resized and cropped."""
+        return {"do_resize": False, "do_center_crop": False} if self.pixels.whole else {}
 
     def _scores(self, canvas: Tensor, question: str, own: Tensor) -> Tensor:
         """Of some candidates ``(candidate, token)``: ``(n, candidate)``."""
