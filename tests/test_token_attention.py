@@ -17,6 +17,7 @@ from tests import hub
 from tests.reference import attention as reference
 from tests.test_huggingface import Checkpoints, build, photo
 from workers.errors import BadExample, UserError
+from workers.methods import token_attention
 from workers.methods.base import Scene
 from workers.methods.token_attention import (
     AttentionRollout,
@@ -306,6 +307,19 @@ def test_limits_are_told(scene: Callable[[str], Scene]) -> None:
         Relevance(longest=5).explain(own)
     with pytest.raises(UserError, match=r"layer 2 is not there.* in 2 layers, so choose 0 to 1"):
         CrossGradCam(layer=2).explain(own)
+
+
+def test_relevance_flows_once_for_map_and_words(
+    scene: Callable[[str], Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flows, whole = [], token_attention.relevance
+    monkeypatch.setattr(token_attention, "relevance", lambda seen: flows.append(1) or whole(seen))
+    own = scene("llava")
+    Relevance().explain(own)
+    WordRelevance().explain(own)
+    assert len(flows) == 1
+    WordRelevance(score="log_probability").explain(own)
+    assert len(flows) == 2
 
 
 def test_explain_draws_a_row_of_words_for_each_method(

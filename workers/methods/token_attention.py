@@ -13,7 +13,16 @@ from schemas.arrays import ArraySpec
 from workers.errors import BadExample, UserError
 from workers.methods.backward import AttentionPass as Pass
 from workers.methods.backward import attention_pass
-from workers.methods.base import ImageMethod, Maps, Scene, WordMethod, WordScores, to_numpy
+from workers.methods.base import (
+    ImageMethod,
+    Maps,
+    Row,
+    Scene,
+    Score,
+    WordMethod,
+    WordScores,
+    to_numpy,
+)
 from workers.models.base import Attended, Capability, Geometry, Layer, Stream
 
 Flow = dict[tuple[Stream, Stream], Tensor]
@@ -39,13 +48,14 @@ class TokenMethod(ImageMethod, ABC):
         )
 
     def explain(self, scene: Scene) -> Maps:
-        found = [self._row(attention_pass(scene, row, self.score)) for row in scene.rows]
+        found = [self._row(scene, row) for row in scene.rows]
         maps, words = zip(*found, strict=True)
         return Maps.of({"map": torch.stack(maps), "words": torch.stack(words)})
 
-    def _row(self, seen: Pass) -> tuple[Tensor, Tensor]:
-        cells, cover = seen.attended.cells, seen.attended.cover
-        whole, words = (on_cells(tokens, cover) for tokens in self.read(seen))
+    def _row(self, scene: Scene, row: Row) -> tuple[Tensor, Tensor]:
+        attended = attention_pass(scene, row, self.score).attended
+        cells = attended.cells
+        whole, words = (on_cells(tokens, attended.cover) for tokens in self.read(scene, row))
         if len(words) > self.longest:
             raise BadExample(
                 f"the question has {len(words)} words, the limit of this method's maps is "
@@ -56,7 +66,7 @@ class TokenMethod(ImageMethod, ABC):
         return whole.unflatten(0, cells), padded
 
     @abstractmethod
-    def read(self, seen: Pass) -> tuple[Tensor, Tensor]:
+    def read(self, scene: Scene, row: Row) -> tuple[Tensor, Tensor]:
         """Values of the image's tokens ``(token,)``, and for each word ``(word, token)``."""
 
 
@@ -70,7 +80,8 @@ class AttentionRollout(TokenMethod):
     sequence's tokens hold.
     """
 
-    def read(self, seen: Pass) -> tuple[Tensor, Tensor]:
+    def read(self, scene: Scene, row: Row) -> tuple[Tensor, Tensor]:
+        seen = attention_pass(scene, row, self.score)
         return read_flow(rollout(seen.attended.layers, seen.probabilities), seen)
 
 
@@ -85,8 +96,9 @@ class Relevance(TokenMethod):
     to zero stays zero, where the published code divides by it.
     """
 
-    def read(self, seen: Pass) -> tuple[Tensor, Tensor]:
-        return read_flow(relevance(seen), seen)
+    def read(self, scene: Scene, row: Row) -> tuple[Tensor, Tensor]:
+        seen = attention_pass(scene, row, self.score)
+        return read_flow(relevance_of(scene, row, self.score), seen)
 
 
 class CrossGradCam(TokenMethod):
@@ -102,7 +114,8 @@ class CrossGradCam(TokenMethod):
     """Counted from 0 among the layers in which the question attends to the image. By default the
     middle one: 6 of BLIP's 12, as its authors' code has it."""
 
-    def read(self, seen: Pass) -> tuple[Tensor, Tensor]:
+    def read(self, scene: Scene, row: Row) -> tuple[Tensor, Tensor]:
+        seen = attention_pass(scene, row, self.score)
         layer = self._layer(seen.attended)
         cams = seen.probabilities[layer] * seen.gradients[layer].clamp(min=0)
         tokens = cams.mean(0)[:, list(seen.attended.image.tokens)]
@@ -134,11 +147,11 @@ class WordRelevance(WordMethod):
     def explain(self, scene: Scene) -> WordScores:
         passes = [attention_pass(scene, row, self.score) for row in scene.rows]
         parts = [[len(word.tokens) for word in seen.attended.words] for seen in passes]
-        return WordScores([self._of(seen) for seen in passes], sub_tokens=parts)
+        return WordScores([self._of(scene, row) for row in scene.rows], sub_tokens=parts)
 
-    def _of(self, seen: Pass) -> np.ndarray:
+    def _of(self, scene: Scene, row: Row) -> np.ndarray:
+        seen, flow = attention_pass(scene, row, self.score), relevance_of(scene, row, self.score)
         words = seen.attended.words
-        flow = relevance(seen)
         read = flow[seen.output.stream, words[0].stream][list(seen.output.tokens)].mean(0)
         return to_numpy(torch.stack([read[list(word.tokens)].sum() for word in words]))
 
@@ -155,6 +168,12 @@ def rollout(layers: Sequence[Layer], probabilities: Sequence[Tensor]) -> Flow:
             parts = [part[t] for part in (brought, held) if t in part]
             flow[asking, t] = torch.stack(parts).sum(0) / 2
     return flow
+
+
+def relevance_of(scene: Scene, row: Row, score: Score) -> Flow:
+    """Of one row, once for its map and its words."""
+    key = ("relevance", row, score)
+    return scene.once(key, lambda: relevance(attention_pass(scene, row, score)))
 
 
 def relevance(seen: Pass) -> Flow:
