@@ -14,6 +14,7 @@ from workers.methods.base import Scene
 from workers.methods.occlusion import Occlusion
 from workers.models import near as near_module
 from workers.models.base import Near
+from workers.models.causality import _states, same_inputs
 from workers.models.generative import Generative
 from workers.models.near import NearPrompt
 from workers.models.tokens import called
@@ -136,6 +137,35 @@ def test_prefix_that_sees_both_ways_is_read_whole(models: dict[str, Generative])
     torch.testing.assert_close(near(canvases), model.answers_to_all(canvases, QUESTIONS))
     wrong = NearPrompt(model, canvas, QUESTIONS)(canvases)
     assert float((wrong - near(canvases)).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", [*CAUSAL, "paligemma"])
+def test_what_looks_ahead_is_known_in_every_precision(
+    name: str, dtype: str, checkpoints: Checkpoints
+) -> None:
+    """Of a causal net nothing moves, to the last bit; half precision's noise hides what PaliGemma
+    does, if only answers are compared."""
+    model = build(hub.section(name, checkpoints(name), dtype=dtype))
+    assert isinstance(model, Generative)
+    assert model.shares == model.reads_on == (name != "paligemma")
+    given = model.inputs(model.prepare(photo())[0][None], "is it red ?")
+    length = given["input_ids"].shape[1]
+    states = [_states(model.net, model.decoder, given, length - 9, sign) for sign in (1, -1)]
+    apart = float((states[0] - states[1]).abs().max())
+    assert apart == 0 if name != "paligemma" else apart > 0.1
+
+
+def test_net_that_is_given_more_than_embeddings_is_not_read_on() -> None:
+    embeddings, positions = torch.rand(1, 4, 3), torch.arange(4)[None]
+    call = {"inputs_embeds": embeddings, "position_ids": positions, "use_cache": True}
+    assert same_inputs(call, embeddings[:, :2], positions[:, :2])
+    assert not same_inputs(call, embeddings[:, :2], None)
+    assert not same_inputs(call, embeddings[:, :2], positions[:, :2] + 1)
+    assert not same_inputs(call, embeddings[:, :2] + 0.1, positions[:, :2])
+    deep = {**call, "deepstack_visual_embeds": [torch.rand(2, 3)]}
+    assert not same_inputs(deep, embeddings[:, :2], positions[:, :2])
+    assert same_inputs({**call, "deepstack_visual_embeds": None}, embeddings, positions)
 
 
 def test_cache_that_forgets_is_made_again(tmp_path: Path) -> None:

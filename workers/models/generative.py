@@ -21,14 +21,26 @@ from workers.models.base import (
     Tokens,
     Written,
 )
+from workers.models.causality import looks_back_only, same_inputs
 from workers.models.chooser import Chooser, greedy, likelihoods, until
 from workers.models.near import Clean, NearPrompt
-from workers.models.pixels import TYPICAL
 from workers.models.tiles import tiles_of
 from workers.models.tokens import called, last_run, tapped, word_tokens
 
 ALONG_THE_PROMPT = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """What a processor gives for every token of a prompt."""
+SMALL, TRIED = (120, 160), ("what is this", "is it red ?")
+"""Height and width of the picture, and questions, that sharing is tried with."""
+STRANGE = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a net of a family that nobody has tried raises where it takes its inputs in another way."""
 TILED = ("idefics3", "smolvlm")
 """Families whose tiles' tokens are known to lie row by row, the thumbnail's behind them."""
 
@@ -76,28 +88,46 @@ class Generative(Chooser):
 
     @torch.no_grad()
     def try_sharing(self) -> None:
-        """Share where the answers to two questions about a picture are what they are alone: not
-        where the image's tokens see the question behind them (PaliGemma). Likewise read on from
-        the picture's own pass where that gives the answers about a painted one."""
-        picture = np.random.default_rng(0).integers(0, 256, (*TYPICAL, 3), np.uint8)
+        """Share where no token of a prompt's beginning sees the question behind it, as PaliGemma's
+        do, and read on where none of the image sees the rest of it; the answers about a picture
+        that is painted over must then be those of whole passes."""
+        picture = np.random.default_rng(0).integers(0, 256, (*SMALL, 3), np.uint8)
         canvas = self.prepare(picture)[0].to(self.device)
+        given = self.inputs(canvas[None], TRIED[0])
+        image = (given["input_ids"][0] == self.net.config.image_token_id).nonzero()
+        starts = [int(image.max()) + 1, int(image.min()) + 1]
+        before_question, inside = (self._looks_back_only(given, start) for start in starts)
         painted = canvas.clone()
         painted[:, canvas.shape[1] // 2 :, canvas.shape[2] // 2 :] = 128
-        texts = ["what is this", "is it red ?"]
         model = self.among([Written("yes")])
-        alone = torch.stack([model._scores(painted[None], text, model.ids) for text in texts], 1)
+        with called(self.decoder) as calls:
+            alone = torch.stack([model._scores(painted[None], t, model.ids) for t in TRIED], 1)
         limit = sqrt(torch.finfo(self.net.dtype).eps) * max(1.0, float(alone.abs().max()))
-        together = model._shared(painted[None], texts, model.ids)
-        self.shares = bool((alone - together).abs().max() <= limit)
-        near = model._tried(canvas, painted, texts) if self.shares else None
-        self.reads_on = near is not None and bool((alone - near).abs().max() <= limit)
 
-    def _tried(self, canvas: Tensor, painted: Tensor, texts: Sequence[str]) -> Tensor | None:
-        """A painted picture's answers from the clean one's pass; None where this net, of a family
-        that nobody has tried, takes its inputs in another way."""
+        def same(found: Tensor | None) -> bool:
+            return found is not None and bool((alone - found).abs().max() <= limit)
+
+        self.reads_on = inside and same(model._read_on_trial(canvas, painted, calls[0]))
+        self.shares = self.reads_on or (
+            before_question and same(model._shared(painted[None], TRIED, model.ids))
+        )
+
+    def _looks_back_only(self, given: dict[str, Tensor], at: int) -> bool:
         try:
-            return NearPrompt(self, canvas, [(t,) for t in texts])(painted[None])[..., :-1]
-        except (AssertionError, AttributeError, TypeError, ValueError, RuntimeError, IndexError):
+            return looks_back_only(self.net, self.decoder, given, at)
+        except STRANGE:
+            return False
+
+    def _read_on_trial(
+        self, canvas: Tensor, painted: Tensor, call: dict[str, Any]
+    ) -> Tensor | None:
+        """A painted picture's answers from the clean one's pass; None where the net takes its
+        inputs in another way, or others than in ``call``, a whole pass."""
+        near = NearPrompt(self, canvas, [(text,) for text in TRIED])
+        try:
+            inputs = near.inputs(painted[None])
+            return near(painted[None])[..., :-1] if same_inputs(call, *inputs) else None
+        except STRANGE:
             return None
 
     def _shared(self, canvas: Tensor, questions: Sequence[str], own: Tensor) -> Tensor:

@@ -104,6 +104,13 @@ class NearPrompt(Near):
         scores = [self._answers(branched(cache), p, len(canvases)) for p in self.clean.prompts]
         return model.with_rest(torch.stack(scores, 1))
 
+    def inputs(self, canvas: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embeddings and positions that one painted canvas ``(1, 3, y, x)`` is read by."""
+        assert self.clean is not None
+        values = self.generative.seen(canvas)
+        embeddings = self._embeddings(values, self._changed(values, 1))
+        return embeddings, self._positions(0, self.clean.length)
+
     def _changed(self, values: dict[str, Tensor], count: int) -> Tensor:
         """Which tiles are not the clean ones, ``(n, tile)``."""
         assert self.clean is not None
