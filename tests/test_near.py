@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from torch import Tensor
 
 from tests import hub
@@ -166,6 +167,54 @@ def test_net_that_is_given_more_than_embeddings_is_not_read_on() -> None:
     deep = {**call, "deepstack_visual_embeds": [torch.rand(2, 3)]}
     assert not same_inputs(deep, embeddings[:, :2], positions[:, :2])
     assert same_inputs({**call, "deepstack_visual_embeds": None}, embeddings, positions)
+
+
+def qwen3_vl(folder: Path) -> None:
+    """Its language model adds features of an early vision layer to its own first layers."""
+    names = ("vision_start", "vision_end", "image", "video")
+    pads = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    given = {f"{name}_token": pad for name, pad in zip(names, pads, strict=True)}
+    tokenizer = hub.byte_tokenizer(*pads, **given)
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "num_heads": 2,
+        "patch_size": 8,
+        "intermediate_size": 32,
+        "out_hidden_size": 16,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0],
+    }
+    config = hf.Qwen3VLConfig(
+        text_config=hub.language(len(tokenizer)) | {"rope_parameters": rope},
+        vision_config=vision,
+        **{f"{n}_id": tokenizer.convert_tokens_to_ids(pad) for n, pad in given.items()},
+    )
+    images = hf.Qwen2VLImageProcessor(
+        patch_size=8, size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+    )
+    template = hub.CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    video = hf.Qwen3VLVideoProcessor(patch_size=8)
+    processor = hf.Qwen3VLProcessor(images, tokenizer, video, chat_template=template)
+    hub.save(folder, hf.Qwen3VLForConditionalGeneration(config), processor)
+
+
+def test_net_whose_layers_are_given_features_too_shares_but_is_not_read_on(
+    tmp_path: Path,
+) -> None:
+    qwen3_vl(tmp_path / "qwen3_vl")
+    model = build(hub.section("qwen2_vl", tmp_path / "qwen3_vl"))
+    assert isinstance(model, Generative)
+    assert model.shares
+    assert not model.reads_on
+    canvas = model.prepare(photo(seed=3))[0].round()
+    _, canvases = painted(canvas, 2)
+    texts = [" ".join(question) for question in QUESTIONS]
+    alone = torch.stack([model._scores(canvases, text, model.ids) for text in texts], 1)
+    agree(model.near(canvas, QUESTIONS)(canvases), alone, alone[:1])
+    wrong = NearPrompt(model, canvas, QUESTIONS)(canvases)
+    assert float((wrong - alone).abs().max()) > 1e-2
 
 
 def test_cache_that_forgets_is_made_again(tmp_path: Path) -> None:
