@@ -59,6 +59,7 @@ def _layers(name: str, part: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, part)]
 
 
+@torch.no_grad()
 def reset(model: VQAModel, seed: int) -> VQAModel:
     """A copy with every weight drawn anew by its layer's own rule for new layers, and running
     statistics as new; drawn on the CPU, so that it is the same on every device."""
@@ -73,20 +74,23 @@ def reset(model: VQAModel, seed: int) -> VQAModel:
 
 
 def _reset_layer(model: nn.Module, path: str) -> None:
-    """What a module holds itself. A net of transformers has the rule for all of its layers."""
+    """What a module holds itself. A net of transformers has the rule for all of its layers; what
+    that leaves as it is (ViLT's position embeddings) is drawn with the deviation it has."""
     module = model.get_submodule(path)
     before = [p.detach().clone() for p in module.parameters(recurse=False)]
     nets = [net for net in _around(model, path) if hasattr(net, "_init_weights")]
     rule = getattr(module, "reset_parameters", None)
     if nets:
         nets[-1]._init_weights(module)  # type: ignore[operator]
+        for old, parameter in zip(before, module.parameters(recurse=False), strict=True):
+            if _kept(old, parameter):
+                parameter.normal_(float(old.float().mean()), float(old.float().std()))
     elif callable(rule):
         rule()
-    ruled = nets or callable(rule)
-    if (before and not ruled) or any(map(_kept, before, module.parameters(recurse=False))):
+    elif before:
         raise UserError(
-            f"{path}: a {type(module).__name__} holds weights and has no reset_parameters() that "
-            "draws them anew; give it one, or remove metrics.sanity"
+            f"{path}: a {type(module).__name__} holds weights and has no reset_parameters() to "
+            "draw them anew; give it one, or remove metrics.sanity"
         )
 
 
