@@ -10,7 +10,7 @@ KNOWN = {"inputs_embeds", "position_ids", "attention_mask", "cache", "input_ids"
 features of deeper layers, say) is not one that embeddings alone are enough for."""
 
 
-def looks_back_only(net: nn.Module, decoder: nn.Module, given: dict[str, Tensor], at: int) -> bool:
+def looks_back_only(net: nn.Module, decoder: nn.Module, given: dict[str, Any], at: int) -> bool:
     """Whether tokens before a place have the same states whatever the embeddings from there on are.
 
     Shapes do not change, and a masked score is a product with exactly 0: so this holds to the last
@@ -22,7 +22,7 @@ def looks_back_only(net: nn.Module, decoder: nn.Module, given: dict[str, Tensor]
 
 
 def _states(
-    net: nn.Module, decoder: nn.Module, given: dict[str, Tensor], at: int, sign: int
+    net: nn.Module, decoder: nn.Module, given: dict[str, Any], at: int, sign: int
 ) -> Tensor:
     """Of the tokens before ``at``, ``(1, token, channel)``, with embeddings behind turned."""
     found: list[Tensor] = []

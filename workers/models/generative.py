@@ -113,8 +113,9 @@ class Generative(Chooser):
         )
 
     def _looks_back_only(self, given: dict[str, Tensor], at: int) -> bool:
+        last: dict[str, Any] = {"logits_to_keep": 1} if self.keeps else {}
         try:
-            return looks_back_only(self.net, self.decoder, given, at)
+            return looks_back_only(self.net, self.decoder, given | last, at)
         except STRANGE:
             return False
 
