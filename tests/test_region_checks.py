@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from pipeline import run as stages
@@ -21,9 +22,12 @@ from tests import nets
 from tests.reference import checks as reference
 from tests.test_checks import scored
 from tests.test_regions import folder, model, recipe, scene_of  # noqa: F401
-from workers.checks.base import Explained
+from workers.checks.base import Explained, scene_like
 from workers.checks.curves import DeletionInsertion
 from workers.checks.parts import Regions
+from workers.checks.randomisation import Sanity
+from workers.checks.stages import cascade
+from workers.checks.stages import stages as stages_of
 from workers.errors import BadExample
 from workers.methods.base import Row, Scene
 from workers.methods.baselines import Center
@@ -161,6 +165,23 @@ def test_image_without_regions_is_a_bad_example() -> None:
     scene = planted(())
     with pytest.raises(BadExample, match="has no regions"):
         scored(curves(), scene, [of_regions(scene, np.zeros(1))])
+
+
+def test_sanity_compares_regions_not_what_is_painted_of_them(
+    model: RegionModel,  # noqa: F811
+) -> None:
+    """The boxes are the same whatever the weights are."""
+    scene, method = scene_of(model), RegionOcclusion()
+    arrays = method.explain(scene).arrays["regions"]
+    explained = [of_regions(scene, values, i) for i, values in enumerate(arrays)]
+    found = scored(Sanity(), scene, explained)
+    (stage, last) = [(s.name, m) for s, m in cascade(model, 0, False)][-1]
+    other = scene_like(scene, scene.rows, model=last)
+    again = method.explain(other).arrays["regions"]
+    there = present(scene.seen[0]).numpy()
+    key = f"sanity_cascade_signed_{len(stages_of(model)):02d}_{stage}"
+    for value, a, b in zip(found[key].values, arrays, again, strict=True):
+        assert value == pytest.approx(spearmanr(a[there], b[there]).statistic)
 
 
 def test_run_examines_what_is_stored_of_regions(

@@ -17,6 +17,7 @@ from workers.checks.base import (
     keeps_graph,
     lot,
     maps_again,
+    own_maps,
     scene_like,
 )
 from workers.checks.stages import cascade, stages
@@ -49,8 +50,9 @@ class Sanity(Check):
     Of a model that writes, the answer stays the text that was explained, and another is one of the
     image's other texts: where it has none the status is ``no_other_answer``.
 
-    At the maps' own resolution, mean ranks for ties. Approximate methods are made exact. A map, or
-    its counterpart, that is constant has no rho: ``degenerate_model``, ``degenerate_other``.
+    At the maps' own resolution, mean ranks for ties; of regions by their values. Approximate
+    methods are made exact. A map, or its counterpart, that is constant has no rho:
+    ``degenerate_model``, ``degenerate_other``.
     """
 
     names: ClassVar[tuple[str, ...]] = (
@@ -78,8 +80,9 @@ class Sanity(Check):
         self, subject: Subject, scene: Scene, explained: Sequence[Explained]
     ) -> dict[str, Scores]:
         exact = [replace(e, method=e.method.exact()) for e in explained]
-        own = [e.values for e in exact]
-        noise = {"sanity_noise": rho(np.abs, own, [_noise(e, self.seed) for e in exact])}
+        own = own_maps(scene, exact)
+        noises = [_noise(e, values, self.seed) for e, values in zip(exact, own, strict=True)]
+        noise = {"sanity_noise": rho(np.abs, own, noises)}
         rows = distinct_rows(exact)
         results = noise | self._targets(subject, scene, exact, rows)
         for number, (name, model) in enumerate(self._models(subject), start=1):
@@ -106,7 +109,7 @@ class Sanity(Check):
         none = {NO_OTHER: np.full(len(explained), answers < 2)}
         others = [_other(row, ids[row.question], answers, self.seed) for row in rows]
         asked = scene_like(scene, others, engine=subject.engine, gradients=keeps_graph(explained))
-        own, again = [e.values for e in explained], maps_again(asked, explained, rows)
+        own, again = own_maps(scene, explained), maps_again(asked, explained, rows)
         return {
             "sanity_target": rho(np.abs, own, again, none),
             "sanity_target_signed": rho(np.asarray, own, again, none),
@@ -149,6 +152,6 @@ def _other(row: Row, question_id: int, answers: int, seed: int) -> Row:
     return Row(row.question, row.target, (row.answer + step) % answers)
 
 
-def _noise(explained: Explained, seed: int) -> np.ndarray:
+def _noise(explained: Explained, values: np.ndarray, seed: int) -> np.ndarray:
     """Uniform noise of the map's shape; not the noise of the ``random`` baseline."""
-    return np.random.default_rng([seed, explained.question_id, 1]).random(explained.values.shape)
+    return np.random.default_rng([seed, explained.question_id, 1]).random(values.shape)
