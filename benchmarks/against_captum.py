@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from workers.methods.base import Scene
 from workers.models.base import Tokens, freeze
 from workers.models.kazemi import Kazemi, KazemiConfig
+from workers.sweep.machine import clock
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 QUESTIONS: tuple[Tokens, ...] = (
@@ -33,6 +34,7 @@ def options(doc: str, repeats: int) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=3, choices=range(1, 4))
     parser.add_argument("--targets", type=int, default=2, choices=(1, 2))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--record", action="store_true", help=f"write to {RESULTS.name}")
     chosen = parser.parse_args()
@@ -40,7 +42,7 @@ def options(doc: str, repeats: int) -> argparse.Namespace:
     return chosen
 
 
-def kazemi(trunk: str, pixels: int) -> Kazemi:
+def kazemi(trunk: str, pixels: int, device: str = "cpu") -> Kazemi:
     """The published head (3,000 answers) on a random trunk whose ReLUs Captum can hook."""
     torch.manual_seed(0)
     words = tuple(dict.fromkeys(word for question in QUESTIONS for word in question))
@@ -51,7 +53,7 @@ def kazemi(trunk: str, pixels: int) -> Kazemi:
     sharpen = 4 / scene(model, QUESTIONS).output.logits.std()
     for parameter in model.classifier.lin2.parameters():
         parameter.mul_(sharpen)  # an untrained classifier is all but indifferent
-    return model
+    return model.to(device)
 
 
 def scene(model: Kazemi, questions: tuple[Tokens, ...], **fields: object) -> Scene:
@@ -61,7 +63,8 @@ def scene(model: Kazemi, questions: tuple[Tokens, ...], **fields: object) -> Sce
     noise = torch.rand(1, 3, side // 8, side // 8)
     canvas = 255 * nn.functional.interpolate(noise, (side, side), mode="bilinear")[0]
     truths = range(len(questions))
-    return Scene(model, canvas.to(model.dtype), questions, truths, truths, **fields)
+    canvas = canvas.to(model.device, model.dtype)
+    return Scene(model, canvas, questions, truths, truths, **fields)
 
 
 class Asked(nn.Module):
@@ -98,19 +101,22 @@ class Pairs:
         return statistics.median(self.ratios)
 
 
-def in_turn(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int) -> Pairs:
-    runs = [(timed(ours), timed(theirs)) for _ in range(repeats)]
+def in_turn(
+    ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, device: str = "cpu"
+) -> Pairs:
+    runs = [(timed(ours, device), timed(theirs, device)) for _ in range(repeats)]
     (_, our_result), (_, their_result) = runs[-1]
     return Pairs([(a[0], b[0]) for a, b in runs], our_result, their_result)
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+def timed(run: Callable[[], Any], device: str = "cpu") -> tuple[float, Any]:
     """Seconds, of the processor where one thread runs (other work on the machine does not count),
-    and the result."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
+    of a GPU until it has done its work; and the result."""
+    on_cpu = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    now = on_cpu if device == "cpu" else clock(torch.device(device))
+    start = now()
     result = run()
-    return clock() - start, result
+    return now() - start, result
 
 
 def report(title: str, pairs: Pairs, notes: list[str], record: bool) -> None:
@@ -135,18 +141,20 @@ def report(title: str, pairs: Pairs, notes: list[str], record: bool) -> None:
         put_section(title, text)
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cores = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return (
-        f"{cores[0]}, {len(cores)} cores, {torch.get_num_threads()} thread; "
+def machine(device: str = "cpu") -> str:
+    versions = (
         f"Python {platform.python_version()}, torch {torch.__version__}, "
         f"captum {captum.__version__}"
     )
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}; {versions}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cores = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return f"{cores[0]}, {len(cores)} cores, {torch.get_num_threads()} thread; {versions}"
 
 
 def put_section(title: str, text: str) -> None:
     before = RESULTS.read_text() if RESULTS.exists() else "# Results\n\n"
     head, *sections = before.split("\n## ")
-    kept = [f"## {section.strip()}\n" for section in sections if not section.startswith(title)]
+    kept = [f"## {section.strip()}\n" for section in sections if section.split("\n", 1)[0] != title]
     RESULTS.write_text("\n".join([head.rstrip() + "\n", *kept, text]))

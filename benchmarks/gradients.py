@@ -14,6 +14,7 @@ import statistics
 import warnings
 from argparse import Namespace
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 from against_captum import (
@@ -41,6 +42,7 @@ from workers.methods.gradients import (
 )
 from workers.methods.words import WordGradient
 from workers.models.kazemi import Kazemi
+from workers.sweep.precision import arithmetic
 
 OURS = {
     "saliency": Saliency(reduction="sum"),
@@ -72,7 +74,7 @@ class Measured:
 
 def model_of(chosen: Namespace) -> Kazemi:
     """Captum's hooks need ReLUs that do not overwrite their input."""
-    model = kazemi(chosen.trunk, chosen.px)
+    model = kazemi(chosen.trunk, chosen.px, chosen.device)
     for module in model.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
@@ -93,14 +95,15 @@ def ours(asked: Scene) -> dict[str, np.ndarray]:
 def words(asked: Scene) -> float:
     """Seconds of the gradients of the words, once the others are there."""
     ours(asked)
-    return timed(lambda: WordGradient().explain(asked))[0]
+    return timed(lambda: WordGradient().explain(asked), asked.model.device.type)[0]
 
 
 def captum(asked: Scene) -> dict[str, np.ndarray]:
     """Each method's maps, one a question and target, colour channels added."""
     maps = [captum_maps(asked, row) for row in asked.rows]
     return {
-        name: np.stack([each[name][0].detach().sum(0).numpy() for each in maps]) for name in OURS
+        name: np.stack([each[name][0].detach().sum(0).cpu().numpy() for each in maps])
+        for name in OURS
     }
 
 
@@ -129,8 +132,9 @@ def measure(chosen: Namespace) -> tuple[Measured, Pairs]:
     asked = explained(model, chosen)
     _ = asked.rows
     ours(explained(model, chosen))
-    pairs = in_turn(lambda: ours(explained(model, chosen)), lambda: captum(asked), chosen.repeats)
-    spent = [words(explained(model, chosen)) for _ in range(chosen.repeats)]
+    empty = partial(explained, model, chosen)
+    pairs = in_turn(lambda: ours(empty()), lambda: captum(asked), chosen.repeats, chosen.device)
+    spent = [words(empty()) for _ in range(chosen.repeats)]
     exact = explained(model.double(), chosen)
     measured = Measured(
         trunk=chosen.trunk,
@@ -143,7 +147,7 @@ def measure(chosen: Namespace) -> tuple[Measured, Pairs]:
         ratio_captum=pairs.ratio,
         max_rel_err_float64=largest_difference(ours(exact), captum(exact)),
         max_rel_err_float32=largest_difference(pairs.ours, pairs.theirs),
-        machine=machine(),
+        machine=machine(chosen.device),
     )
     return measured, pairs
 
@@ -164,7 +168,8 @@ def section(measured: Measured, pairs: Pairs, record: bool) -> None:
 def main() -> None:
     warnings.filterwarnings("ignore", "Setting (forward, )?backward hooks")
     chosen = options(__doc__ or "", repeats=9)
-    measured, pairs = measure(chosen)
+    with arithmetic("float32"):  # Captum's too
+        measured, pairs = measure(chosen)
     if chosen.json:
         print(json.dumps(asdict(measured)))
     if not chosen.json or chosen.record:

@@ -29,9 +29,10 @@ from workers.methods.occlusion import Occlusion
 from workers.models.kazemi import Kazemi
 from workers.sweep import patches, plain
 from workers.sweep.engine import Engine, Options
+from workers.sweep.precision import arithmetic
 from workers.sweep.windows import Windows
 
-PER_EVAL = (1, 4, 8, 16)
+PER_EVAL = {"cpu": (1, 4, 8, 16), "cuda": (16, 32, 64, 128, 256)}
 """Captum's batch sizes that are tried."""
 TITLE = "## Occlusion, one image, against Captum"
 COLUMNS = (
@@ -74,11 +75,17 @@ def options() -> Namespace:
     parser.add_argument("--questions", type=int, default=1, choices=range(1, 4))
     parser.add_argument("--targets", type=int, default=1, choices=(1, 2))
     parser.add_argument("--sample", type=int, default=16, help="windows of Captum and plain timed")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--precision", default="float32", choices=("float32", "tf32"))
+    parser.add_argument("--batch", type=int, default=32, help="whole images of ours at once")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     parser.add_argument("--record", action="store_true", help=f"a row of {RESULTS.name}")
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    if chosen.device == "cuda":
+        chosen.sample = chosen.grid**2  # all of them, which a GPU needs to be busy
+    return chosen
 
 
 @torch.no_grad()
@@ -87,7 +94,7 @@ def livened(model: Kazemi) -> Kazemi:
     any depth, and logits that are far from indifferent."""
     side = model.geometry.input_height
     noise = torch.randn(4, 3, 14, 14, generator=torch.Generator().manual_seed(2))
-    pictures = F.interpolate(noise, (side, side), mode="bicubic")
+    pictures = F.interpolate(noise, (side, side), mode="bicubic").to(model.device)
     norms = [module for module in model.trunk_net.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.train().momentum = 1
@@ -102,8 +109,8 @@ def livened(model: Kazemi) -> Kazemi:
 
 def explained(model: Kazemi, chosen: Namespace, engine: Engine | None) -> Scene:
     """An empty scene: nothing is computed yet."""
-    names = ("predicted", "truth")[: chosen.targets]
-    return scene(model, QUESTIONS[: chosen.questions], targets=names, engine=engine)
+    names, asked = ("predicted", "truth")[: chosen.targets], QUESTIONS[: chosen.questions]
+    return scene(model, asked, targets=names, engine=engine, batch=chosen.batch)
 
 
 def captum(asked: Scene, row: Row, grid: int, per_eval: int) -> np.ndarray:
@@ -120,7 +127,7 @@ def captum(asked: Scene, row: Row, grid: int, per_eval: int) -> np.ndarray:
         target=row.answer,
         perturbations_per_eval=per_eval,
     )
-    return maps[0, 0].numpy()
+    return maps[0, 0].cpu().numpy()
 
 
 def error(asked: Scene, windows: Windows, sample: list[int]) -> tuple[float, float]:
@@ -130,6 +137,7 @@ def error(asked: Scene, windows: Windows, sample: list[int]) -> tuple[float, flo
     ours = asked.engine.sweep(asked, windows, fill, only=sample)
     theirs = plain.sweep(asked, windows, fill, only=sample)
     p, q = (swept.painted.softmax(-1) for swept in (ours, theirs))
+    p, q = p.cpu(), q.cpu()
     ranks = [
         spearmanr(p[:, row.question, row.answer], q[:, row.question, row.answer]).statistic
         for row in asked.rows
@@ -138,9 +146,16 @@ def error(asked: Scene, windows: Windows, sample: list[int]) -> tuple[float, flo
 
 
 def fastest_per_eval(asked: Scene, coarse: int) -> int:
-    """Captum's best batch size, tried on a coarse grid."""
-    first = asked.rows[0]
-    return min(PER_EVAL, key=lambda n: timed(lambda: captum(asked, first, coarse, n))[0])
+    """Captum's best batch size, tried on a coarse grid, each the second time it runs."""
+    first, device = asked.rows[0], asked.model.device.type
+
+    def spent(per_eval: int) -> float:
+        run = partial(captum, asked, first, coarse, per_eval)
+        if device == "cuda":
+            run()
+        return timed(run, device)[0]
+
+    return min(PER_EVAL[device], key=spent)
 
 
 def in_turn(
@@ -154,9 +169,10 @@ def in_turn(
     for repeat in range(chosen.repeats):
         row = asked.rows[repeat % len(asked.rows)]
         empty = explained(asked.model, chosen, asked.engine)
-        ours, _ = timed(partial(occlusion.explain, empty))
-        theirs, _ = timed(partial(captum, asked, row, coarse, per_eval))
-        plainly, _ = timed(partial(dense.sweep, asked, windows, fill, only=sample))
+        ours, _ = timed(partial(occlusion.explain, empty), chosen.device)
+        theirs, _ = timed(partial(captum, asked, row, coarse, per_eval), chosen.device)
+        dense_sweep = partial(dense.sweep, asked, windows, fill, only=sample)
+        plainly, _ = timed(dense_sweep, chosen.device)
         theirs *= len(asked.rows) * total / (coarse**2 + 1)
         times.append((ours, theirs, plainly * total / (len(sample) + 1)))
     return times
@@ -168,8 +184,9 @@ def sampled(windows: Windows, chosen: Namespace) -> list[int]:
 
 def measure(chosen: Namespace) -> Measured:
     torch.set_num_threads(chosen.threads)
-    model = livened(kazemi(chosen.trunk, chosen.px))
-    engine, dense = Engine(model), Engine(model, Options(way="dense"))
+    model = livened(kazemi(chosen.trunk, chosen.px, chosen.device))
+    same = {"precision": chosen.precision, "batch": chosen.batch}
+    engine, dense = Engine(model, Options(**same)), Engine(model, Options(way="dense", **same))
     (request,) = Occlusion(grid=chosen.grid).sweeps(model.geometry)
     choice = engine.choice(request)
     dense.choice(request)
@@ -196,7 +213,7 @@ def measure(chosen: Namespace) -> Measured:
         rank_corr=rank_corr,
         captum_per_eval=per_eval,
         sample=len(sample),
-        machine=machine(),
+        machine=machine(chosen.device) + (", TF32" if chosen.precision == "tf32" else ""),
     )
 
 
@@ -223,7 +240,8 @@ def record(measured: Measured) -> None:
 
 def main() -> None:
     chosen = options()
-    measured = measure(chosen)
+    with arithmetic(chosen.precision):  # Captum's too
+        measured = measure(chosen)
     print(json.dumps(asdict(measured)) if chosen.json else f"{HEADER}\n{row(measured)}")
     if chosen.record:
         record(measured)

@@ -10,6 +10,7 @@ should the ratio be below 0.97.
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from against_captum import QUESTIONS, machine, put_section, scene, timed
@@ -38,43 +39,50 @@ def row(trunk: str, chosen: Namespace) -> tuple[str, float]:
     """Of the table, and its ratio."""
     model = untrained(trunk, chosen.px)
     trunks.randomise(model.trunk_net)
-    model = livened(model)
-    engine, dense = Engine(model), Engine(model, Options(way="dense"))
+    model = livened(model).to(chosen.device)
+    whole = Options(way="dense", batch=chosen.batch)
+    engine, dense = Engine(model, Options(batch=chosen.batch)), Engine(model, whole)
     occlusion = Occlusion(grid=16)
     (request,) = occlusion.sweeps(model.geometry)
     choice = engine.choice(request)
     dense.choice(request)
-    asked = scene(model, QUESTIONS[:1], targets=("predicted",), engine=engine)
+    fields = {"targets": ("predicted",), "engine": engine, "batch": chosen.batch}
+    asked = scene(model, QUESTIONS[:1], **fields)
     fill = patches.constant(asked.canvas, patches.GRAY)
     sample, total = sampled(request.windows, chosen), len(request.windows) + 1
     times = []
     for _ in range(chosen.repeats + 1):
-        empty = scene(model, QUESTIONS[:1], targets=("predicted",), engine=engine)
-        ours, _ = timed(lambda: occlusion.explain(empty))  # noqa: B023 - called at once
-        plainly, _ = timed(lambda: dense.sweep(asked, request.windows, fill, only=sample))
+        empty = scene(model, QUESTIONS[:1], **fields)
+        ours, _ = timed(partial(occlusion.explain, empty), chosen.device)
+        plain_sweep = partial(dense.sweep, asked, request.windows, fill, only=sample)
+        plainly, _ = timed(plain_sweep, chosen.device)
         times.append((ours, plainly * total / (len(sample) + 1)))
     ours, plainly = (statistics.median(column) for column in zip(*times[1:], strict=True))
     ratio = statistics.median(b / a for a, b in times[1:])
     apart, _ = error(asked, request.windows, sample)
     cells = (
-        *(trunk, choice.way, f"{1e3 * plainly:,.0f}", f"{1e3 * ours:,.0f}"),
+        *(trunk, choice.way, f"{1e3 * plainly:,.1f}", f"{1e3 * ours:,.1f}"),
         *(f"**{ratio:.2f}**", f"{choice.flop_ratio:.2f}", f"{apart:.1e}"),
     )
     return f"| {' | '.join(cells)} |", ratio
 
 
-def report(rows: Sequence[tuple[str, float]], px: int) -> str:
+def title(chosen: Namespace) -> str:
+    return "Every trunk against plain sweeps" + (" on a GPU" if chosen.device == "cuda" else "")
+
+
+def report(rows: Sequence[tuple[str, float]], chosen: Namespace) -> str:
     slower = sum(ratio < 0.97 for _, ratio in rows)
     return "\n".join(
         [
-            "## Every trunk against plain sweeps",
+            f"## {title(chosen)}",
             "",
             *HEAD,
             *(text for text, _ in rows),
             "",
-            f"- {px} pixels, one question, one target; {slower} of {len(rows)} more than 3 % "
-            "slower than plain",
-            f"- `python benchmarks/trunks.py`; {machine()}",
+            f"- {chosen.px} pixels, one question, one target; {slower} of {len(rows)} more than 3 "
+            "% slower than plain",
+            f"- `python benchmarks/trunks.py --device {chosen.device}`; {machine(chosen.device)}",
             "",
         ]
     )
@@ -86,17 +94,21 @@ def main() -> None:
     parser.add_argument("--trunks", nargs="*", default=TRUNKS)
     parser.add_argument("--sample", type=int, default=32, help="windows of plain that are timed")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--batch", type=int, default=32, help="whole images at once")
     parser.add_argument("--record", action="store_true", help="write to RESULTS.md")
     chosen = parser.parse_args()
+    if chosen.device == "cuda":
+        chosen.sample = 256  # all of them, which a GPU needs to be busy
     torch.set_num_threads(1)
     rows = []
     for trunk in chosen.trunks:
         rows.append(row(trunk, chosen))
         print(rows[-1][0], flush=True)
-    text = report(rows, chosen.px)
+    text = report(rows, chosen)
     print(text)
     if chosen.record:
-        put_section("Every trunk against plain sweeps", text)
+        put_section(title(chosen), text)
 
 
 if __name__ == "__main__":

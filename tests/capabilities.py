@@ -47,6 +47,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "lstm.safetensors": lstm,
     "san.safetensors": stacked,
     "updn": region_files.updn,
+    "pythia": region_files.pythia,
+    "kazemi": region_files.kazemi,
 }
 """What makes each checkpoint."""
 
@@ -60,6 +62,7 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
     squashed = {f"huggingface: {n}, image_size": n for n in ("vilt", "idefics3", "qwen2_vl")}
     return {
         "kazemi": {"name": "kazemi", "random_seed": 0, "trunk": "small", "image_size": 32},
+        "kazemi: features": region_files.kazemi_section(folder("kazemi")),
         "demo": {"name": "demo"},
         "demo_lstm": {"name": "demo_lstm"},
         "easy_vqa": {"name": "easy_vqa"},
@@ -80,6 +83,7 @@ def rows(folder: Folder) -> dict[str, dict[str, Any]]:
         },
         **{f"huggingface: {n}": hub.section(n, folder(n)) for n in hub.SEEING_REGIONS},
         "updn": region_files.section(folder("updn")),
+        "pythia": region_files.pythia_section(folder("pythia")),
     }
 
 

@@ -375,8 +375,7 @@ def canvas(seed: int = 0) -> Tensor:
 
 def scene(model: VQAModel, questions: Sequence[Tokens] = QUESTIONS, **fields: object) -> Scene:
     """Two rows a question: the prediction, and a truth that differs from it."""
-    made = Scene(
-        model, canvas(), questions, range(1, len(questions) + 1), [None] * len(questions), **fields
-    )
+    seen, ids = canvas().to(model.device), range(1, len(questions) + 1)
+    made = Scene(model, seen, questions, ids, [None] * len(questions), **fields)
     made.truths = [(answer + 1) % len(ANSWERS) for answer in made.predictions]
     return made

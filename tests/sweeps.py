@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from workers.sweep.grouping import best_partition
-from workers.sweep.incremental import Group, Spread, run_group, sources
+from workers.sweep.incremental import Group, Spread, sources
 from workers.sweep.intervals import Intervals
+from workers.sweep.passes import Passes, painted_by
 from workers.sweep.program import Program
 from workers.sweep.windows import Windows
 
@@ -43,15 +44,16 @@ def swept(
     cells: Sequence[int],
 ) -> Tensor:
     """Features ``(cell, channel, y, x)`` of some windows, by the groups that hold them."""
-    clean = program.run(image[None], sources(groups, program.output))
-    rectangles = np.array([list(window) for window in windows])
+    passes = Passes(
+        program, sources(groups, program.output), painted_by(groups, windows, image.device)
+    )
+    clean = passes.image(image[None], fill[None])
     found: dict[int, Tensor] = {}
-    for group in groups:
+    for number, group in enumerate(groups):
         positions = np.flatnonzero(np.isin(group.cells, cells))
-        rows = torch.from_numpy(positions)
+        rows = torch.from_numpy(positions).to(image.device)
         if len(rows):
-            painted = group.painter(rectangles, image.device)(rows, image[None], fill[None])
-            outputs = run_group(group, rows, painted, clean, program)
+            outputs = passes.features(clean, number, rows)
             found.update(zip(group.cells[positions].tolist(), outputs, strict=True))
     return torch.stack([found[cell] for cell in cells])
 

@@ -271,11 +271,17 @@ def test_safetensors_with_a_missing_or_extra_tensor_is_refused(ours: Path) -> No
     metadata = {"format": FORMAT, "config": CONFIG.model_dump_json()}
     save_file({k: v for k, v in whole.items() if k != "attention.q_lin.bias"}, ours, metadata)
     assert refusal(KazemiSpec(checkpoint=ours)) == (
-        f"{ours} has no tensor 'attention.q_lin.bias', which the model needs in shape [6]; {AGAIN}"
+        f"{ours} lacks a tensor 'attention.q_lin.bias' of shape [6], which the model needs; {AGAIN}"
     )
     save_file({**whole, "extra": torch.zeros(2, 3)}, ours, metadata)
     assert refusal(KazemiSpec(checkpoint=ours)) == (
         f"{ours} has a tensor 'extra' of shape [2, 3], which the model has no place for; {AGAIN}"
+    )
+    more = {f"extra{i}": torch.zeros(i + 1) for i in range(4)}
+    save_file({**whole, **more}, ours, metadata)
+    assert refusal(KazemiSpec(checkpoint=ours)) == (
+        f"{ours} has 4 tensors, first 'extra0' [1], 'extra1' [2], 'extra2' [3], which the model "
+        f"has no place for; {AGAIN}"
     )
 
 
@@ -289,7 +295,8 @@ def test_released_checkpoint_without_a_trunk_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "released.pth"
     torch.save(released(), path)
     assert refusal(KazemiSpec(checkpoint=path)) == (
-        f"{path} holds no image trunk; give the trunk's state_dict as trunk_checkpoint"
+        f"{path} holds no image trunk; give the trunk's state_dict as trunk_checkpoint, or what it "
+        "gave as features (resnet-14x14.h5)"
     )
 
 
@@ -312,8 +319,9 @@ NUMBERED = "write it again with pytorch-vqa's preprocess-vocab.py"
         ),
         (
             {"weights": {"text.embedding.weight": torch.zeros(4)}},
-            ": 'weights' has no tensor 'text.embedding.weight' with 2 axes or more; give a "
-            "checkpoint of pytorch-vqa's published network",
+            ": 'weights' has no tensor 'text.embedding.weight' with 2 axes or more, which the "
+            "model needs; its first tensors are 'text.embedding.weight' [4]; give a checkpoint of "
+            "pytorch-vqa's published network",
         ),
         (
             {"vocab": {"question": {"is": 0, "it": 1}, "answer": {"no": 0}}},
@@ -361,7 +369,7 @@ def test_trunk_checkpoint_with_other_tensors_is_refused(tmp_path: Path, trunk: P
     layers = read_state_dict(trunk)
     torch.save({k: v for k, v in layers.items() if k != "bn1.bias"}, trunk)
     assert refusal(spec) == (
-        f"{trunk} has no tensor 'bn1.bias', which the model needs in shape [64]; {RESNET18}"
+        f"{trunk} lacks a tensor 'bn1.bias' of shape [64], which the model needs; {RESNET18}"
     )
     torch.save({**layers, "conv1.weight": torch.zeros(64, 1, 7, 7)}, trunk)
     assert refusal(spec) == (

@@ -324,3 +324,43 @@ def test_options_that_do_not_fit_are_refused(checkpoints: Checkpoints) -> None:
         build(hub.section("blip", checkpoints("blip"), answers=["no", "no"]))
     with pytest.raises(UserError, match="prompt"):
         build(hub.section("llava", checkpoints("llava"), prompt="What is it?"))
+
+
+def with_extra(folder: Path, *names: str) -> None:
+    """The checkpoint with tensors more."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file(weights | {name: torch.zeros(2, 3) for name in names}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("name", [*hub.FAMILIES, *hub.SEEING_REGIONS])
+def test_tensors_that_no_model_has_are_refused(
+    name: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoints(name), tmp_path / name))
+    with_extra(folder, "head.weight", "more.bias", "embeddings.position_ids")
+    told = r"has 2 tensors, first 'head.weight' \[2, 3\], 'more.bias' \[2, 3\], which the model"
+    with pytest.raises(UserError, match=f"{name} {told}"):
+        build(hub.section(name, folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("vilt", "vilt.embeddings.text_embeddings.position_ids"),
+        ("blip", "text_encoder_m.embeddings.word_embeddings.weight"),
+        ("blip", "itm_head.weight"),
+        ("llava", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("lxmert", "cls.predictions.decoder.weight"),
+        ("lxmert", "obj_predict_head.transform.dense.weight"),
+        ("visual_bert", "cls.predictions.bias"),
+    ],
+)
+def test_tensors_that_are_known_to_do_no_harm_are_left_out(
+    name: str, extra: str, checkpoints: Checkpoints, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(checkpoints(name), tmp_path / name))
+    plain = build(hub.section(name, folder))
+    with_extra(folder, extra)
+    model = build(hub.section(name, folder))
+    assert weights_digest(model) == weights_digest(plain)

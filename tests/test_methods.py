@@ -266,7 +266,7 @@ def test_rise_shares_its_sweep_with_the_same_masks_alone(plain: nets.TinyVQA) ->
     made = [RISE(**{"masks": 10, **changed}) for changed in options]
     maps = [method.explain(scene).arrays["map"] for method in made * 2]
     assert sum(passes) == 1 + 5 * 10 + 9
-    assert max(passes) == 8
+    assert max(passes) == 5
     assert len({values.tobytes() for values in maps}) == len(made)
 
 
@@ -393,7 +393,7 @@ def test_trunk_sees_each_occluded_image_once(plain: nets.TinyVQA) -> None:
     scene = nets.scene(plain, batch=8)
     for score in SCORES:
         Occlusion(grid=5, score=score).explain(scene)
-    assert sorted(passes) == [1, 1, 8, 8, 8]
+    assert sorted(passes) == [1, 6, 6, 6, 7]
 
 
 def test_gradient_methods_share_one_trunk_pass(plain: nets.TinyVQA) -> None:

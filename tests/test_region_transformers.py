@@ -20,7 +20,7 @@ from workers.check import check_model
 from workers.errors import BadExample, UserError
 from workers.methods.base import Scene
 from workers.methods.regions import RegionGradient, RegionOcclusion
-from workers.methods.words import dropped_logits
+from workers.methods.words import WordGradient, dropped_logits
 from workers.models.base import RegionModel
 from workers.models.digest import weights_digest
 
@@ -79,9 +79,11 @@ def test_every_check_passes(name: str, models: dict[str, RegionModel]) -> None:
     assert [c for c in check_model(models[name]) if not c.passed] == []
 
 
-def scene_of(model: RegionModel, batch: int) -> Scene:
+def scene_of(
+    model: RegionModel, batch: int, questions: tuple[str, str] = (QUESTIONS[0], QUESTIONS[1])
+) -> Scene:
     seen = model.see(photo(), 42)
-    asked = [model.tokenise(question) for question in QUESTIONS]
+    asked = [model.tokenise(question) for question in questions]
     return Scene(model, seen.canvas, asked, (1, 2), (0, 1), batch=batch, regions=seen.regions)
 
 
@@ -130,6 +132,34 @@ def test_dropped_word_is_the_shorter_question(name: str, models: dict[str, Regio
     logits = dropped_logits(scene)[1]
     shorter = models[name].logits(scene.seen, [("is", "red", "?")])[0]
     torch.testing.assert_close(logits[1], shorter, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["l2_norm", "grad_x_input"])
+@pytest.mark.parametrize("name", NAMES)
+def test_word_gradient_is_autograds_at_the_embeddings(
+    name: str, reduction: str, models: dict[str, RegionModel], checkpoints: Checkpoints
+) -> None:
+    questions = ("what zebra is it ?", QUESTIONS[1])
+    scene = scene_of(models[name], 4, questions)
+    found = WordGradient(reduction=reduction).explain(scene)
+    assert found.sub_tokens is not None
+    for row, own, parts in zip(scene.rows, found.importances, found.sub_tokens, strict=True):
+        question = questions[row.question]
+        assert sum(parts) == len(models[name].tokenizer(question)["input_ids"]) - 2
+        values = reference.token_gradients(
+            name, checkpoints(name), *seen_by_reference(), question, row.answer, reduction
+        )
+        ends = np.cumsum(parts)
+        wanted = [sum(values[1 + end - n : 1 + end]) for end, n in zip(ends, parts, strict=True)]
+        np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-6)
+    assert max(max(parts) for parts in found.sub_tokens) > 1
+
+
+def seen_by_reference() -> tuple[np.ndarray, np.ndarray]:
+    """Boxes as fractions and features of image 42, in float64."""
+    boxes, features = files.detected(42)
+    sides = np.array([files.WIDTH, files.HEIGHT] * 2)
+    return (boxes / sides).astype(np.float64), features.astype(np.float64)
 
 
 def test_only_lxmert_knows_where_regions_lie(models: dict[str, RegionModel]) -> None:

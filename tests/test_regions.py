@@ -27,6 +27,7 @@ from workers.check import check_model
 from workers.errors import BadExample, UserError
 from workers.methods.base import Scene
 from workers.methods.regions import RegionAttention, RegionGradient, RegionOcclusion, paint
+from workers.methods.words import WordGradient
 from workers.models.base import RegionModel
 from workers.models.digest import weights_digest
 from workers.models.pickles import read_plain
@@ -132,6 +133,51 @@ def test_canvas_is_the_whole_photo_scaled_down(folder: Path) -> None:
     assert model.see(photo(30, 42), 1).canvas.shape == (3, 30, 42)
     with pytest.raises(BadExample, match=r"none was given; give image_id"):
         model.see(photo())
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_baseline0_answers_and_attends_as_a_literal_forward_pass(copy: Copy, question: str) -> None:
+    folder, given = copy(), files.concatenating_weights()
+    torch.save(given, folder / "model.pth")
+    model, features = build(files.section(folder)), files.detected(42).features
+    weights = {name: tensor.numpy() for name, tensor in given.items()}
+    logits, attention = reference.concatenating(weights, NUMBERS, features, question)
+    check_literal(model, question, logits, attention)
+
+
+def check_literal(
+    model: RegionModel, question: str, logits: np.ndarray, attention: np.ndarray
+) -> None:
+    regions = model.regions(42, files.HEIGHT, files.WIDTH)
+    found = model.answer(regions[None], [model.tokenise(question)])
+    np.testing.assert_allclose(found.logits[0], logits, rtol=1e-5, atol=1e-5)
+    assert found.attention is not None
+    np.testing.assert_allclose(found.attention[0], attention, rtol=1e-5, atol=1e-6)
+    assert np.ptp(attention) > 0.01
+    assert np.ptp(logits) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("What's the dog-colour of this red?", "what 's the dog colour of this red"),
+        ('Isn\'t "this" $5 red.', "is not this dollar 5 red"),
+    ],
+)
+def test_fork_answers_and_attends_as_a_literal_forward_pass(
+    copy: Copy, question: str, words: str
+) -> None:
+    folder, given = copy(), files.fork_weights()
+    torch.save({"epoch": 3, "model_state_dict": given}, folder / "model.pth")
+    model, features = build(files.section(folder)), files.detected(42).features
+    assert model.tokenise(question) == tuple(words.split())
+    numbers = [NUMBERS.get(word, len(NUMBERS)) for word in words.split()]
+    padded = [len(NUMBERS)] * (14 - len(numbers)) + numbers
+    weights = {name: tensor.numpy() for name, tensor in given.items()}
+    logits, attention = reference.forked(weights, padded, features)
+    check_literal(model, question, logits, attention)
+    assert attention.sum() == pytest.approx(2)
+    assert [c for c in check_model(model) if not c.passed] == []
 
 
 # --- files of features ----------------------------------------------------------------------------
@@ -248,7 +294,7 @@ def test_feature_files_that_are_none_are_named(
     wrong.write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read as HDF5"):
         RegionFeatures([wrong])
-    with pytest.raises(UserError, match=r"is no .hdf5, .h5 or .tsv file"):
+    with pytest.raises(UserError, match=r"is no .hdf5, .h5 or .tsv file and no folder"):
         RegionFeatures([tmp_path / "a.npy"])
     with pytest.raises(UserError, match="cannot be read"):
         RegionFeatures([tmp_path / "a.tsv"])
@@ -397,8 +443,11 @@ def without(name: str) -> Callable[[dict], dict]:
     ("change", "message"),
     [
         (without("weight_g"), r"v_att.v_proj.main.0.weight_g has shape None and .* \[10, 8\]"),
-        (without("classifier.main.3.weight"), r"no matrix 'classifier.main.3.weight'"),
-        (without("q_net.main.0.bias"), r"no tensor 'q_net.main.0.bias', .* shape \[10\]"),
+        (
+            without("classifier.main.3.weight"),
+            r"no tensor 'classifier.main.3.weight' with 1",
+        ),
+        (without("q_net.main.0.bias"), r"lacks a tensor 'q_net.main.0.bias' of shape \[10\]"),
         (
             lambda w: {**w, "module.v_att.nonlinear.main.0.bias": torch.zeros(3)},
             r"a tensor 'v_att.nonlinear.main.0.bias' of shape \[3\], .* no place",
@@ -686,3 +735,29 @@ def test_recipe_makes_paths_of_features_absolute(
     options = recipe(model=section).model.options
     assert options["features"] == [str(folder / "val36.hdf5"), str(folder / "more.tsv")]
     assert options["dictionary"] == str(folder / "dictionary.pkl")
+
+
+@pytest.mark.parametrize("reduction", ["l2_norm", "grad_x_input"])
+def test_word_gradient_is_the_literal_difference(model: RegionModel, reduction: str) -> None:
+    scene, step = scene_of(model), 1e-5
+    found = WordGradient(reduction=reduction).explain(scene).importances
+    weights = {name: tensor.numpy() for name, tensor in files.updn_weights().items()}
+    features = files.detected(42).features
+    for row, own in zip(scene.rows, found, strict=True):
+        question = QUESTIONS[row.question]
+        numbers = reference.tokens(NUMBERS, question)[-len(own) :]
+        for place, number in enumerate(numbers):
+            embedding = weights["module.w_emb.emb.weight"][number].astype(np.float64)
+            gradient = np.zeros_like(embedding)
+            for channel in range(len(embedding)):
+                ends = []
+                for sign in (1, -1):
+                    moved = embedding.copy()
+                    moved[channel] += sign * step
+                    at = {place - len(own): moved}
+                    logits, _ = reference.logits(weights, NUMBERS, features, question, at)
+                    ends.append(logits[row.answer])
+                gradient[channel] = (ends[0] - ends[1]) / (2 * step)
+            wanted = {"l2_norm": np.linalg.norm(gradient), "grad_x_input": gradient @ embedding}
+            assert own[place] == pytest.approx(wanted[reduction], rel=2e-3, abs=2e-4)
+    assert max(np.ptp(own) for own in found) > 0.01

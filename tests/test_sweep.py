@@ -377,13 +377,27 @@ def test_batches_out_of_memory_repeat_only_what_failed() -> None:
 
     def compute(items: slice) -> Tensor:
         tried.append((items.start, items.stop))
-        if items.stop - items.start > 4 - items.start // 2:
+        if items.stop - items.start > (4 if items.start else 6):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return torch.arange(items.start, items.stop)
 
-    assert in_batches(scene, 7, compute).tolist() == list(range(7))
-    assert tried == [(0, 6), (0, 3), (3, 6), (6, 7)]
+    assert in_batches(scene, 12, compute).tolist() == list(range(12))
+    assert tried == [(0, 6), (6, 12), (6, 9), (9, 12)]
     assert scene.batch == 3
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_batches_are_as_few_as_can_be_and_even(total: int, most: int) -> None:
+    scene, sizes = nets.scene(nets.build("plain"), batch=most), []
+
+    def compute(items: slice) -> Tensor:
+        sizes.append(items.stop - items.start)
+        return torch.arange(items.start, items.stop)
+
+    assert in_batches(scene, total, compute).tolist() == list(range(total))
+    assert len(sizes) == -(-total // most)
+    assert max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_other_errors_of_a_batch_are_not_swallowed() -> None:

@@ -1,7 +1,7 @@
 """Torchvision's trunks through the incremental engine: exact, and dense only where it must be.
 
 ``VQATLAS_TRUNKS=all pytest tests/test_trunks.py -k every`` for every trunk, side and grid, which
-takes hours; ``VQATLAS_TRUNKS=resnet101,vgg19`` for some.
+takes hours; ``VQATLAS_TRUNKS=resnet101,vgg19`` for some; ``VQATLAS_DEVICE=cuda`` on a GPU.
 """
 
 import os
@@ -47,6 +47,7 @@ GATED = {
 """Side of the image and grid. Squeeze-and-excitation gates see the whole map: what follows the
 first of them changes everywhere."""
 SIZES = {**CONVOLUTIONAL, **GATED}
+DEVICE = torch.device(os.environ.get("VQATLAS_DEVICE", "cpu"))
 NAMED = os.environ.get("VQATLAS_TRUNKS", "")
 ASKED = [*TRUNKS, *trunks.TRANSFORMED] if NAMED == "all" else NAMED.split(",") if NAMED else []
 SIDES = (97, 130, 224, 225, 448)
@@ -55,15 +56,19 @@ GRIDS = (8, 16, 32)
 
 @cache
 def built(name: str) -> nn.Module:
-    return trunks.build(name)
+    return trunks.build(name).to(DEVICE)
 
 
 @cache
 def traced(name: str) -> tuple[nn.Module, Program]:
     """A trunk and its program; it is traced once, because that is what takes the time."""
     trunk, side = built(name), SIZES.get(name, (97,))[0]
-    program = trace(trunk, torch.zeros(2, 3, side, side, dtype=torch.float64))
-    return trunk, program.to(torch.device("cpu"), torch.float64)
+    return trunk, program_of(trunk, side)
+
+
+def program_of(trunk: nn.Module, side: int) -> Program:
+    pixels = torch.zeros(2, 3, side, side, dtype=torch.float64, device=DEVICE)
+    return trace(trunk, pixels).to(DEVICE, torch.float64)
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -76,16 +81,16 @@ def test_features_equal_the_trunks_on_the_painted_image(name: str) -> None:
 @pytest.mark.parametrize("name", ASKED)
 def test_every_trunk_at_every_side_and_grid(name: str, side: int) -> None:
     trunk = built(name)
-    program = trace(trunk, torch.zeros(2, 3, side, side, dtype=torch.float64))
+    program = program_of(trunk, side)
     for grid in GRIDS:
-        assert_exact(trunk, program.to(torch.device("cpu"), torch.float64), side, grid)
+        assert_exact(trunk, program, side, grid)
 
 
 def assert_exact(trunk: nn.Module, program: Program, side: int, grid: int) -> None:
     """Cells at every border and in the middle; each of them changes something."""
     windows = grid_windows(side, side, grid)
     cells = sweeps.borders(windows)
-    image, fill = (trunks.picture(side, seed).double() for seed in (8, 9))
+    image, fill = (trunks.picture(side, seed).to(DEVICE, torch.float64) for seed in (8, 9))
     groups = sweeps.planned(program, windows, 4, cells)
     found = sweeps.swept(program, groups, windows, image, fill, cells)
     wanted = reference.features(trunk, image, fill, [windows[cell] for cell in cells])

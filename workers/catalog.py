@@ -55,6 +55,7 @@ from workers.models.base import ModelSpec, VQAModel
 from workers.models.flat import Sources
 from workers.models.huggingface import HuggingFaceSpec
 from workers.models.own import PythonSpec
+from workers.models.pythia import PythiaSpec
 from workers.models.specs import (
     DeeperLSTMSpec,
     DemoLSTMSpec,
@@ -82,6 +83,7 @@ MODELS: dict[str, type[ModelSpec]] = {
     "python": PythonSpec,
     "huggingface": HuggingFaceSpec,
     "updn": UpDnSpec,
+    "pythia": PythiaSpec,
 }
 CONVERSIONS: dict[str, Callable[[Sources, Mapping[str, Any], Path], VQAModel]] = {
     "deeper_lstm": deeper_lstm_torch7.convert,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 
 from workers.asked import ask
-from workers.models.base import RegionModel, SplitModel, VQAModel
+from workers.models.base import Capability, RegionModel, SplitModel, VQAModel
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def _gray(model: VQAModel) -> torch.Tensor:
 
 
 def _pass(model: VQAModel, seen: torch.Tensor) -> None:
-    if isinstance(model, SplitModel):
+    if isinstance(model, SplitModel) and Capability.REGIONS not in model.provides:
         features = model.trunk(model.normalise(seen))
     else:
         features = model.logits(seen, [model.tokenise("what is this")] * len(seen))

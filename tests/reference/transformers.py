@@ -100,3 +100,32 @@ def visual_bert(
     kinds = ones.long()
     seen = {"visual_attention_mask": ones, "visual_token_type_ids": kinds}
     return net(**text, visual_embeds=embeds, **seen).logits[0]
+
+
+def token_gradients(
+    name: str,
+    folder: Path,
+    boxes: np.ndarray,
+    features: np.ndarray,
+    question: str,
+    answer: int,
+    reduction: str,
+) -> list[float]:
+    """At each sub-token, special ones included: ``|| d logit / d e ||`` or ``e . d logit / d e``,
+    where ``e`` takes the place of what the network looks up."""
+    feats = torch.tensor(features)[None]
+    kind = {"lxmert": "Lxmert", "visual_bert": "VisualBert"}[name]
+    net, tokenizer = loaded(kind, folder, feats.dtype)
+    text = dict(tokenizer(question, return_tensors="pt"))
+    table = net.get_input_embeddings().weight.detach()
+    e = table[text.pop("input_ids")].clone().requires_grad_()
+    if name == "lxmert":
+        seen = {"visual_feats": feats, "visual_pos": torch.tensor(boxes)[None]}
+        logits = net(inputs_embeds=e, **text, **seen).question_answering_score
+    else:
+        ones = torch.ones(1, len(boxes))
+        seen = {"visual_embeds": feats, "visual_attention_mask": ones}
+        logits = net(inputs_embeds=e, **text, **seen, visual_token_type_ids=ones.long()).logits
+    (gradient,) = torch.autograd.grad(logits[0, answer], e)
+    values = gradient.norm(dim=-1) if reduction == "l2_norm" else (gradient * e).sum(-1)
+    return values[0].tolist()

@@ -19,6 +19,7 @@ from workers.models.base import (
     Attended,
     Capability,
     CombineModel,
+    EmbeddingModel,
     Places,
     TokenModel,
     Words,
@@ -97,9 +98,8 @@ def token_gradients(
 ) -> tuple[Sequence[Sequence[int]], WordGradients]:
     """Each word's sub-tokens; d score / d embedding of all sub-tokens, ``(token, channel)``."""
     asked, own = answers_for(scene, row, score)
-    seen = token_model(scene).embed(
-        scene.canvas.to(scene.model.dtype), scene.questions[row.question], asked
-    )
+    assert isinstance(scene.model, EmbeddingModel)  # what Capability.EMBEDDINGS promises
+    seen = scene.model.embed(scene.seen[0], scene.questions[row.question], asked)
     (gradients,) = _row_gradients(seen.logits, own, score, [seen.embeddings])
     return seen.words, WordGradients(seen.embeddings.detach()[0], gradients[0])
 

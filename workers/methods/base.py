@@ -103,8 +103,8 @@ class Scene:
 
     @cached_property
     def pixels(self) -> Tensor:
-        """The clean normalised input ``(1, 3, y, x)``."""
-        return self.split.normalise(self.canvas[None].to(self.model.dtype))
+        """The clean normalised input ``(1, 3, y, x)``, or the regions that are its place."""
+        return self.split.normalise(self.seen)
 
     @property
     def entered(self) -> Tensor:
@@ -124,6 +124,8 @@ class Scene:
         """The clean trunk output ``(1, channel, y, x)``, without a graph."""
         if self.gradients:
             return self.trunk_trace.output.detach()
+        if self.engine is not None:
+            return self.engine.features(self.pixels)
         return self.split.trunk(self.pixels.clone())
 
     @cached_property

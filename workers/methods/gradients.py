@@ -134,7 +134,7 @@ class GuidedGradCam(PixelMethod):
     Grad-CAM is scaled up bilinearly, cell centres kept (``align_corners=False``).
     """
 
-    needs: ClassVar[frozenset[Capability]] = FEATURES
+    needs: ClassVar[frozenset[Capability]] = PIXELS | FEATURES
 
     def backward_passes(self) -> frozenset[tuple[str, Score]]:
         return frozenset({("guided", self.score)})

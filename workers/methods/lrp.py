@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers.methods.backward import head_gradients
 from workers.methods.base import Maps, Scene
-from workers.methods.gradients import FEATURES, PixelMethod, Reduction
+from workers.methods.gradients import FEATURES, PIXELS, PixelMethod, Reduction
 from workers.models.base import Capability, Geometry, SplitModel, VQAModel
 from workers.sweep.batches import in_batches
 
@@ -34,7 +34,7 @@ class LRP(PixelMethod):
     Array ``map (row, y, x)``, signed, summed up over the channels.
     """
 
-    needs: ClassVar[frozenset[Capability]] = FEATURES
+    needs: ClassVar[frozenset[Capability]] = PIXELS | FEATURES
     library: ClassVar[str | None] = f"zennit {version('zennit')}"
     reduction: Reduction = "sum"
     composite: Composite = "epsilon_plus_flat"

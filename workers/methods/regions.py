@@ -19,7 +19,7 @@ BY_REGION = "regions"
 
 class RegionMethod(ImageMethod, ABC):
     """One value a region. Arrays: ``regions (row, region)``, 0 where an image has fewer regions
-    than others; ``boxes (question, region, 4)``, their x1, y1, x2, y2 as fractions of the image,
+    than others; ``boxes (question, region, 4)``, their x1, y1, x2, y2 as fractions of the canvas,
     zeros there; and ``map (row, y, x)``, the values painted by ``paint``.
     """
 

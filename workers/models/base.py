@@ -203,10 +203,10 @@ class VQAModel(nn.Module, ABC):
     def see(self, image: np.ndarray, image_id: int | None = None) -> Seen:
         """All that a scene needs of an image, its tensors on the model's device."""
         canvas, frame = self.prepare(image)
-        return Seen(self._moved(canvas), frame)
+        return Seen(self.moved(canvas), frame)
 
-    def _moved(self, tensor: Tensor) -> Tensor:
-        """On the model's device; nothing waits for a copy to a GPU."""
+    def moved(self, tensor: Tensor) -> Tensor:
+        """A tensor of the CPU on the model's device; nothing waits for a copy to a GPU."""
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
@@ -328,16 +328,21 @@ class CombineModel(SplitModel):
         return HeadOutput(self.answer_from_combine(self.combine(features, states)))
 
 
-class TokenModel(VQAModel):
-    """A transformer that shows what its tokens hold; one pass a call, its graph kept."""
+class EmbeddingModel(VQAModel):
+    """A model that shows the embeddings of a question's words; one pass a call, its graph kept."""
 
     @abstractmethod
     def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
-        """The question's embeddings and the logits of some answers for a canvas ``(3, y, x)``."""
+        """The question's embeddings and the logits of some answers for a canvas ``(3, y, x)``, or
+        for ``regions (region, 4 + channel)`` of a model that sees those."""
+
+
+class TokenModel(EmbeddingModel):
+    """A transformer that shows what its tokens hold too."""
 
     @abstractmethod
     def attend(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Attended:
-        """Likewise its attention."""
+        """The logits of some answers for a canvas ``(3, y, x)``, and its layers' attention."""
 
 
 @dataclass(frozen=True)
@@ -367,8 +372,8 @@ class RegionModel(VQAModel):
     """A model that sees regions in place of pixels: rectangles that a detector has found, with
     features that were computed beforehand. Its canvas is the photo, for people alone.
 
-    ``regions (n, region, 4 + channel)`` are rows of ``x1, y1, x2, y2``, fractions of the photo, and
-    features. A row without an area (zeros) is no region: it has no influence.
+    ``regions (n, region, 4 + channel)`` are rows of ``x1, y1, x2, y2``, fractions of the canvas,
+    and features. A row without an area (zeros) is no region: it has no influence.
     """
 
     provides: frozenset[Capability] = frozenset({Capability.REGIONS, Capability.GRADIENTS})
@@ -390,7 +395,7 @@ class RegionModel(VQAModel):
             )
         canvas, frame = self.prepare(image)
         regions = self.regions(image_id, *image.shape[:2])
-        return Seen(self._moved(canvas), frame, self._moved(regions))
+        return Seen(self.moved(canvas), frame, self.moved(regions))
 
     def logits(self, canvas: Tensor, questions: Sequence[Tokens]) -> Tensor:
         """In place of canvases it takes ``regions (n, region, 4 + channel)``."""

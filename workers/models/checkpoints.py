@@ -5,7 +5,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,10 +121,14 @@ def _refuse_bomb(path: Path) -> None:
             )
 
 
+def read_weights(path: Path) -> Any:
+    """What a file of either format holds."""
+    return read_safetensors(path)[0] if is_safetensors(path) else read_torch(path)
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """A file that is a state_dict and nothing else, in either format."""
-    found = read_safetensors(path)[0] if is_safetensors(path) else read_torch(path)
-    return as_state_dict(found, str(path), path.stat().st_size)
+    return as_state_dict(read_weights(path), str(path), path.stat().st_size)
 
 
 def as_state_dict(found: Any, where: str, size: int) -> dict[str, Tensor]:
@@ -171,37 +175,84 @@ def _plain(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
+def length_of(
+    weights: Mapping[str, Tensor], name: str, axis: int, where: Path | str, remedy: str
+) -> int:
+    """A size that an axis of a tensor tells."""
+    if name not in weights or weights[name].ndim <= axis:
+        first = ", ".join(f"{n!r} {_shape(t)}" for n, t in list(weights.items())[:3])
+        raise UserError(
+            f"{where} has no tensor {name!r} with {axis + 1} axes or more, which the model needs; "
+            f"its first tensors are {first or 'none'}; {remedy}"
+        )
+    return weights[name].shape[axis]
+
+
+def folded(weights: Mapping[str, Tensor], path: Path, remedy: str) -> dict[str, Tensor]:
+    """``weight = g v / ||v||`` in place of each pair ``weight_g, weight_v`` (Salimans and Kingma
+    2016, equation 2). With one ``g`` a layer the norm is that of all of ``v``; with one an output
+    it is that of each row."""
+    found = dict(weights)
+    for name in [name for name in weights if name.endswith(("weight_g", "weight_v"))]:
+        stem = name[:-2]
+        g, v = weights.get(f"{stem}_g"), weights.get(f"{stem}_v")
+        if g is None or v is None or v.ndim != 2 or g.numel() not in (1, len(v)):
+            shapes = [None if tensor is None else list(tensor.shape) for tensor in (g, v)]
+            raise UserError(
+                f"{path}: {stem}_g has shape {shapes[0]} and {stem}_v {shapes[1]}; a scale and a "
+                f"matrix belong together; {remedy}"
+            )
+        del found[name]
+        norm = v.norm() if g.numel() == 1 else v.norm(dim=1, keepdim=True)
+        found[stem] = v * (g.reshape(-1, 1) / norm)
+    return found
+
+
 def load_weights(
     model: nn.Module, found: Mapping[str, Tensor], path: Path | str, remedy: str
 ) -> None:
-    """Give ``model`` its weights, or say which tensor of the file is missing, extra or misshapen.
+    """Give ``model`` its weights, or say which tensors of the file are missing, extra or misshapen,
+    the first of them with their shapes.
 
     BatchNorm's batch counters may be missing, as they are in files older than PyTorch 0.4.1.
     """
     wanted = model.state_dict()
-    for name, tensor in found.items():
-        if name not in wanted:
-            raise UserError(
-                f"{path} has a tensor {name!r} of shape {_shape(tensor)}, which the model has no "
-                f"place for; {remedy}"
-            )
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = {n: t for n, t in wanted.items() if n not in found and n not in counters}
+    refuse_extra({n: list(t.shape) for n, t in found.items() if n not in wanted}, path, remedy)
+    if missing:
+        told = first_of({name: list(tensor.shape) for name, tensor in missing.items()})
+        raise UserError(f"{path} lacks {told}, which the model needs; {remedy}")
     for name, tensor in wanted.items():
-        if name not in found and not name.endswith("num_batches_tracked"):
+        own = found.get(name, tensor)
+        if own.shape != tensor.shape:
             raise UserError(
-                f"{path} has no tensor {name!r}, which the model needs in shape {_shape(tensor)}; "
-                f"{remedy}"
-            )
-        if name in found and found[name].shape != tensor.shape:
-            raise UserError(
-                f"{path}: tensor {name!r} has shape {_shape(found[name])}, the model needs "
+                f"{path}: tensor {name!r} has shape {_shape(own)}, the model needs "
                 f"{_shape(tensor)}; {remedy}"
             )
-        if name in found and found[name].dtype.is_floating_point != tensor.dtype.is_floating_point:
+        if own.dtype.is_floating_point != tensor.dtype.is_floating_point:
             raise UserError(
-                f"{path}: tensor {name!r} is of {found[name].dtype}, the model needs "
-                f"{tensor.dtype}; {remedy}"
+                f"{path}: tensor {name!r} is of {own.dtype}, the model needs {tensor.dtype}; "
+                f"{remedy}"
             )
     model.load_state_dict(found, strict=False)
+
+
+def refuse_extra(shapes: Mapping[str, Sequence[int] | None], path: Path | str, remedy: str) -> None:
+    """A file that holds more than the model is of another model, whose maps would be wrong."""
+    if shapes:
+        raise UserError(
+            f"{path} has {first_of(shapes)}, which the model has no place for; {remedy}"
+        )
+
+
+def first_of(shapes: Mapping[str, Sequence[int] | None]) -> str:
+    """The first of some tensors, and how many there are; None is a shape that is not known."""
+    named = [(name, "" if s is None else f" {list(s)}") for name, s in list(shapes.items())[:3]]
+    if len(shapes) == 1:
+        name, shape = named[0]
+        return f"a tensor {name!r}{' of shape' if shape else ''}{shape}"
+    return f"{len(shapes)} tensors, first " + ", ".join(f"{n!r}{shape}" for n, shape in named)
 
 
 def save_model(

@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
+from safetensors import safe_open
 from torch import Tensor
 
 from workers.errors import UserError
 from workers.models.base import ModelSpec, VQAModel, freeze
 from workers.models.blip import Blip
-from workers.models.checkpoints import read_state_dict
+from workers.models.checkpoints import read_state_dict, refuse_extra
 from workers.models.chooser import Chooser
 from workers.models.generative import Generative
 from workers.models.pixels import Pixels, check_processor
@@ -43,6 +45,21 @@ DEFAULT_PROMPT = "{question}\nAnswer with one word or a short phrase."
 SAFE = "*.safetensors"
 PIXELS_OR_WRITING = ("answers", "prompt", "image_size")
 """Options that mean nothing to a model of regions."""
+HARMLESS: dict[Family, tuple[str, ...]] = {
+    "classifier": (),
+    "blip": (
+        r"^(vision_model|visual_encoder|text_encoder|text_decoder)_m\.",  # ALBEF's momentum copies
+        r"^(vision_proj|text_proj|itm_head)(_m)?\.",  # of matching images to text
+    ),
+    "generative": (r"(^|\.)rotary_emb\.inv_freq$",),
+    "regions": (
+        r"^cls\.(predictions|seq_relationship)\.",  # of pre-training
+        r"^obj_predict_head\.",
+    ),
+}
+"""What a published checkpoint of a family holds beside its model, which no logit depends on."""
+COUNTED = (r"(^|\.)position_ids$", r"\.num_batches_tracked$")
+"""Likewise of all families: 0, 1, 2 ... and how often a layer was trained."""
 CANDIDATES = 256
 """Answers a generative model may choose from."""
 
@@ -99,7 +116,7 @@ class HuggingFaceSpec(ModelSpec):
             config = read_config(self.path)
             family = family_of(config, self.path)
             self._check_features(family, config["model_type"])
-            net = load(self, architecture(family, config), config)
+            net = load(self, architecture(family, config), config, family)
             if family == "regions":
                 return freeze(self._of_regions(net).to(device))
             processor = _processor(self.path)
@@ -334,8 +351,9 @@ def architecture(family: Family, config: dict[str, Any]) -> Any:
     return getattr(transformers, (CLASSIFIERS | DECODERS | REGIONS)[config["model_type"]])
 
 
-def load(spec: HuggingFaceSpec, kind: Any, config: dict[str, Any]) -> Any:
-    """The net with all its weights from safetensors; transformers would fill gaps at random."""
+def load(spec: HuggingFaceSpec, kind: Any, config: dict[str, Any], family: Family) -> Any:
+    """The net with all its weights from safetensors, and with no others; transformers would fill
+    gaps at random and leave out what it has no place for."""
     own: dict[str, Any] = {"max_image_length": -1} if config["model_type"] == "vilt" else {}
     folder = Path(spec.path)
     source: str | None = spec.path
@@ -361,15 +379,15 @@ def load(spec: HuggingFaceSpec, kind: Any, config: dict[str, Any]) -> Any:
             "save_pretrained writes it"
         ) from error
     _refuse_gaps(spec.path, net, found)
+    _refuse_extra(folder, family, net, found, own.get("state_dict"))
     return net
 
 
 def _refuse_gaps(path: str, net: Any, found: Any) -> None:
     wanted: dict[str, Tensor] = net.state_dict()
-    missing = sorted(found["missing_keys"])
+    missing, extra = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if missing:
         first = ", ".join(f"{name!r} {list(wanted[name].shape)}" for name in missing[:3])
-        extra = sorted(found["unexpected_keys"])
         others = f"; it has {extra[0]!r} and {len(extra) - 1} more unknown ones" if extra else ""
         raise UserError(
             f"{path}: {len(missing)} tensors that {type(net).__name__} needs are not in its "
@@ -385,6 +403,27 @@ def _refuse_gaps(path: str, net: Any, found: Any) -> None:
             f": {there} in the file, {here} by the configuration. Give weights and configuration "
             "of one model"
         )
+
+
+def _refuse_extra(
+    folder: Path, family: Family, net: Any, found: Any, given: Mapping[str, Tensor] | None
+) -> None:
+    """What the file has beside the net, unless it is known to do no harm."""
+    harmless = re.compile("|".join((*HARMLESS[family], *COUNTED)))
+    extra = [name for name in sorted(found["unexpected_keys"]) if not harmless.search(name)]
+    own = None if given is None else {name: list(tensor.shape) for name, tensor in given.items()}
+    shapes = stored_shapes(folder) if own is None else own
+    remedy = f"give what {type(net).__name__}.save_pretrained wrote, with its config.json"
+    refuse_extra({name: shapes.get(name) for name in extra}, folder, remedy)
+
+
+def stored_shapes(folder: Path) -> dict[str, list[int]]:
+    """Of every tensor in a folder's safetensors; nothing of a name on the Hub."""
+    shapes: dict[str, list[int]] = {}
+    for path in sorted(folder.glob(SAFE)):
+        with safe_open(path, "pt") as file:
+            shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    return shapes
 
 
 def _tokenizer(path: str) -> Any:

@@ -19,6 +19,7 @@ from workers.models.base import Capability, Geometry, HeadOutput, SplitModel, To
 from workers.models.checkpoints import load_weights, read_model, save_model
 from workers.models.preprocessing import Resize, square_crop, to_canvas
 from workers.models.questions import check_different, final_states, word_indices
+from workers.models.region_model import softmax_of
 from workers.models.tokenisers import TOKENISERS
 from workers.models.trunks import TRUNKS, TrunkName, trunk_shape
 
@@ -118,18 +119,15 @@ class Classifier(nn.Sequential):
         self.add_module("lin2", nn.Linear(hidden, answers))
 
 
-class Kazemi(SplitModel):
-    """A convolutional trunk, an LSTM, stacked attention of a few glimpses, and a classifier.
+class KazemiHead(SplitModel):
+    """All of it but what makes the features: an LSTM, stacked attention of a few glimpses, and a
+    classifier."""
 
-    Fresh instances have random weights and are trainable; ``ModelSpec.build`` freezes them.
-    """
-
-    provides = SplitModel.provides | {Capability.ATTENTION}
     config: KazemiConfig
 
-    def __init__(self, config: KazemiConfig) -> None:
-        super().__init__()
-        channels, height, width = feature_shape(config)
+    def _make_head(self, config: KazemiConfig, shape: tuple[int, int, int]) -> None:
+        """For features of this shape: channels, height and width."""
+        channels, height, width = shape
         self.config = config
         self.answers = config.answers
         self.geometry = Geometry(
@@ -141,13 +139,10 @@ class Kazemi(SplitModel):
         )
         self._word_index = {word: i for i, word in enumerate(config.words, start=1)}
         drop, seen = config.dropout, channels + 2 * config.coordinates
-        self.trunk_net = TRUNKS[config.trunk](config.channels)
         self.text = Text(len(config.words), config.embedding, config.state, drop)
         self.attention = Attention(seen, config.state, config.attention, config.glimpses, drop)
         fused = config.glimpses * seen + config.state
         self.classifier = Classifier(fused, config.hidden, len(config.answers), drop)
-        for name, values in (("mean", config.mean), ("std", config.std)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
         height, width = image.shape[:2]
@@ -161,13 +156,6 @@ class Kazemi(SplitModel):
     def known(self, token: str) -> bool:
         return token in self._word_index
 
-    def normalise(self, canvas: Tensor) -> Tensor:
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        return (canvas.to(mean.dtype) / 255 - mean) / std
-
-    def trunk(self, pixels: Tensor) -> Tensor:
-        return self.trunk_net(pixels)
-
     def words(self, questions: Sequence[Tokens]) -> Words:
         indices, lengths = word_indices(questions, self._word_index, 0)
         return Words(self.text.embedding(indices.to(self.device)), lengths)
@@ -178,16 +166,24 @@ class Kazemi(SplitModel):
     def head(self, features: Tensor, states: Tensor) -> HeadOutput:
         """The published head: L2-normalised features, glimpses by softmax over the cells, then
         the classifier over [glimpse 1, glimpse 2, ..., question state]."""
+        return self.head_over(features, states, None)
+
+    def head_over(self, features: Tensor, states: Tensor, kept: Tensor | None) -> HeadOutput:
+        """``head`` over the cells ``kept (n, cell)`` alone; the others get no attention."""
         v = self._normalised(features)
-        glimpses, attention = self._glimpses(v, self.attention.image(v), states)
+        glimpses, attention = self._glimpses(v, self.attention.image(v), states, kept)
         logits = self.classify(glimpses[None], states)[0]
         return HeadOutput(logits, attention.unflatten(2, v.shape[2:]))
 
     def pool(self, features: Tensor, states: Tensor) -> Tensor:
         """The glimpses; normalisation and ``v_conv`` are computed once for all questions."""
+        return self.pool_over(features, states, None)
+
+    def pool_over(self, features: Tensor, states: Tensor, kept: Tensor | None) -> Tensor:
+        """``pool`` over the cells ``kept (n, cell)`` alone."""
         v = self._normalised(features)
         image = self.attention.image(v)
-        return torch.stack([self._glimpses(v, image, state[None])[0] for state in states], 1)
+        return torch.stack([self._glimpses(v, image, state[None], kept)[0] for state in states], 1)
 
     def classify(self, pooled: Tensor, states: Tensor) -> Tensor:
         """The classifier over the glimpses and their question's state."""
@@ -197,11 +193,38 @@ class Kazemi(SplitModel):
         v = features / (features.norm(dim=1, keepdim=True) + 1e-8)
         return torch.cat([v, _cell_centres(v)], 1) if self.config.coordinates else v
 
-    def _glimpses(self, v: Tensor, image: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    def _glimpses(
+        self, v: Tensor, image: Tensor, states: Tensor, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Glimpses ``(n, glimpse * channel)``, and the attention ``(n, glimpse, cell)`` that they
         are means of ``v`` under."""
-        attention = self.attention(image, states).flatten(2).softmax(-1)
+        energies = self.attention(image, states).flatten(2)
+        attention = energies.softmax(-1) if kept is None else softmax_of(energies, kept[:, None])
         return torch.einsum("ngp,ncp->ngc", attention, v.flatten(2)).flatten(1), attention
+
+
+class Kazemi(KazemiHead):
+    """The whole model on a convolutional trunk.
+
+    Fresh instances have random weights and are trainable; ``ModelSpec.build`` freezes them.
+    """
+
+    provides = SplitModel.provides | {Capability.ATTENTION}
+
+    def __init__(self, config: KazemiConfig) -> None:
+        super().__init__()
+        shape = feature_shape(config)
+        self.trunk_net = TRUNKS[config.trunk](config.channels)
+        self._make_head(config, shape)
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def normalise(self, canvas: Tensor) -> Tensor:
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return (canvas.to(mean.dtype) / 255 - mean) / std
+
+    def trunk(self, pixels: Tensor) -> Tensor:
+        return self.trunk_net(pixels)
 
 
 def _cell_centres(v: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from workers.errors import UserError
-from workers.models.checkpoints import as_state_dict, first_error, read_torch
+from workers.models.checkpoints import as_state_dict, first_error, length_of, read_torch
 from workers.models.kazemi import KazemiConfig
 
 _SIZES = {
@@ -19,6 +19,7 @@ _SIZES = {
     "hidden": ("classifier.lin1.weight", 0),
 }
 """Which axis of which tensor tells a size; the file's own ``config`` has only the image's."""
+_PUBLISHED = "give a checkpoint of pytorch-vqa's published network"
 
 
 def read(path: Path) -> tuple[KazemiConfig, dict[str, Tensor]]:
@@ -33,7 +34,10 @@ def read(path: Path) -> tuple[KazemiConfig, dict[str, Tensor]]:
     image = _part(found, "config", path)
     fields = {
         **{key: image[key] for key in ("image_size", "central_fraction") if key in image},
-        **{size: _length(weights, *axis, path) for size, axis in _SIZES.items()},
+        **{
+            size: length_of(weights, *axis, f"{path}: 'weights'", _PUBLISHED)
+            for size, axis in _SIZES.items()
+        },
         "words": _entries(vocab, "question", 1, path),
         "answers": _entries(vocab, "answer", 0, path),
     }
@@ -54,15 +58,6 @@ def _part(found: Any, name: str, path: Path) -> Any:
             "that its training or its release wrote (a trunk goes into trunk_checkpoint)"
         )
     return parts[name]
-
-
-def _length(weights: Mapping[str, Tensor], name: str, axis: int, path: Path) -> int:
-    if name not in weights or weights[name].ndim <= axis:
-        raise UserError(
-            f"{path}: 'weights' has no tensor {name!r} with {axis + 1} axes or more; give a "
-            "checkpoint of pytorch-vqa's published network"
-        )
-    return weights[name].shape[axis]
 
 
 def _entries(vocab: Any, name: str, first: int, path: Path) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What models that read a question with an LSTM share: word indices, vocabularies, final states."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +71,21 @@ def word_indices(
     return indices, lengths
 
 
+def native_rnn(rnn: nn.Module) -> AbstractContextManager[Any]:
+    """Where a gradient may follow: cuDNN's LSTM and GRU have no backward pass in eval mode,
+    PyTorch's own kernels have."""
+    native = torch.is_grad_enabled() and not rnn.training
+    return torch.backends.cudnn.flags(enabled=False) if native else nullcontext()
+
+
 def final_states(lstm: nn.LSTM, steps: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """``steps (n, word, channel)`` and ``lengths (n,)`` -> output and cell ``(layer, n, state)``
     after each question's last word. Those of an empty question are the LSTM's initial ones, zero.
-
-    cuDNN's LSTM has no backward pass in eval mode; PyTorch's own kernel has.
     """
     packed = pack_padded_sequence(
         steps, lengths.cpu().clamp(min=1), batch_first=True, enforce_sorted=False
     )
-    native = torch.is_grad_enabled() and not lstm.training
-    with torch.backends.cudnn.flags(enabled=False) if native else nullcontext():
+    with native_rnn(lstm):
         _, (hidden, cell) = lstm(packed)
     asked = (lengths > 0).to(cell.device)[:, None]
     return torch.where(asked, hidden, 0), torch.where(asked, cell, 0)

@@ -1,16 +1,26 @@
 """Models of Hugging Face that see regions: LXMERT and VisualBERT."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from schemas.base import Frozen
 from workers.errors import UserError
-from workers.models.base import RegionOutput, Tokens, present
-from workers.models.region_model import StoredRegionModel, read_labels
+from workers.models.base import (
+    Capability,
+    Embedded,
+    EmbeddingModel,
+    RegionModel,
+    RegionOutput,
+    Tokens,
+    present,
+)
+from workers.models.region_model import StoredRegionModel, check_channels, read_labels
 from workers.models.regions import RegionFeatures
+from workers.models.tokens import tapped, word_tokens
 from workers.models.transformer import Subwords
 
 
@@ -24,11 +34,13 @@ class RegionTransformerConfig(Frozen):
     """``RegionFeatures.digest``."""
 
 
-class RegionTransformer(Subwords, StoredRegionModel):
+class RegionTransformer(Subwords, StoredRegionModel, EmbeddingModel):
     """What both have in common. Regions that are not there are masked as keys of every attention.
 
     Both were trained with one score an answer, whose softmax is compared here.
     """
+
+    provides = RegionModel.provides | {Capability.EMBEDDINGS}
 
     def __init__(
         self,
@@ -43,6 +55,16 @@ class RegionTransformer(Subwords, StoredRegionModel):
         self.net, self.tokenizer = net, tokenizer
         self.answers, self.config = tuple(answers), config
         self.limit = net.config.max_position_embeddings
+
+    def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
+        with tapped([self.word_embeddings]) as outputs:
+            logits = self.answer(canvas[None], [question]).logits[0, list(answers)]
+        return Embedded(logits, outputs[0], tuple(word_tokens(self.tokenizer, question)))
+
+    @property
+    @abstractmethod
+    def word_embeddings(self) -> nn.Module:
+        """What looks the question's sub-tokens up."""
 
 
 class Lxmert(RegionTransformer):
@@ -59,6 +81,10 @@ class Lxmert(RegionTransformer):
         )
         return RegionOutput(output.question_answering_score.float())
 
+    @property
+    def word_embeddings(self) -> nn.Module:
+        return self.net.lxmert.embeddings.word_embeddings
+
 
 class VisualBert(RegionTransformer):
     """VisualBERT (Li et al. 2019): features alone; where a region lies it does not know."""
@@ -73,6 +99,10 @@ class VisualBert(RegionTransformer):
             return_dict=True,
         )
         return RegionOutput(output.logits.float())
+
+    @property
+    def word_embeddings(self) -> nn.Module:
+        return self.net.visual_bert.embeddings.word_embeddings
 
 
 KINDS: dict[str, type[RegionTransformer]] = {"lxmert": Lxmert, "visual_bert": VisualBert}
@@ -105,12 +135,7 @@ def assemble(
     where: str,
 ) -> RegionTransformer:
     """The model, once the features are known to be such as it was trained on."""
-    channels = getattr(net.config, CHANNELS[config.family])
-    if features.channels != channels:
-        raise UserError(
-            f"{features.files[0].path} has {features.channels} features a region, {where} was "
-            f"trained on {channels}; give the features that it was trained on"
-        )
+    check_channels(features, getattr(net.config, CHANNELS[config.family]), where)
     model = KINDS[config.family](net, tokenizer, answers, features, config, longest)
     model.about = (
         f"{where}: {config.family}, one logit an answer, compared here by softmax; "

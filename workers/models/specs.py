@@ -1,12 +1,13 @@
 """The recipes of models: from files, from a seed, and those shipped with VQAtlas."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from workers.errors import UserError
 from workers.models import deeper_lstm, kazemi, pytorch_vqa, san
@@ -18,8 +19,10 @@ from workers.models.checkpoints import (
     read_state_dict,
 )
 from workers.models.deeper_lstm import DeeperLSTMConfig
-from workers.models.kazemi import Kazemi, KazemiConfig
+from workers.models.kazemi import Kazemi, KazemiConfig, KazemiHead
+from workers.models.kazemi_features import StoredKazemi, read_features
 from workers.models.questions import UNKNOWN
+from workers.models.region_model import Files
 from workers.models.san import SANConfig
 from workers.models.trunks import TrunkName
 from workers.models.untrained import ANSWERS, WORDS, untrained
@@ -51,6 +54,9 @@ class KazemiSpec(ModelSpec):
     """Ours (.safetensors, all in one) or pytorch-vqa's (.pth, everything but the trunk)."""
     trunk_checkpoint: Path | None = None
     """The state_dict of pytorch-vqa's trunk, with torchvision's parameter names."""
+    features: Files = ()
+    """In place of the trunk what it gave: pytorch-vqa's ``resnet-14x14.h5``, one file or several.
+    Pixels do not reach the model then."""
     random_seed: int | None = None
     """Instead of a checkpoint: random weights, whose maps explain nothing."""
     trunk: TrunkName | None = None
@@ -64,17 +70,23 @@ class KazemiSpec(ModelSpec):
             raise ValueError("give either checkpoint (a weight file) or random_seed (a number)")
         if self.random_seed is not None and self.trunk_checkpoint is not None:
             raise ValueError("trunk_checkpoint goes with checkpoint, not with random_seed")
+        if self.features and (self.checkpoint is None or self.trunk_checkpoint is not None):
+            raise ValueError(
+                "features go with checkpoint, in place of trunk_checkpoint or random_seed"
+            )
         return self
 
     def build(self, device: torch.device) -> VQAModel:
         return freeze(self._load().to(device))
 
-    def _load(self) -> Kazemi:
+    def _load(self) -> KazemiHead:
         if self.random_seed is not None:
             return untrained(self._override(PUBLISHED), self.random_seed)
         assert self.checkpoint is not None  # _one_source
         if is_safetensors(self.checkpoint):
             return self._whole(self.checkpoint)
+        if self.features:
+            return self._head_on_features(self.checkpoint)
         return self._head_and_trunk(self.checkpoint)
 
     def _override(self, config: KazemiConfig) -> KazemiConfig:
@@ -85,11 +97,9 @@ class KazemiSpec(ModelSpec):
         return config.model_copy(update=given)
 
     def _whole(self, checkpoint: Path) -> Kazemi:
-        if self.trunk_checkpoint is not None:
-            raise UserError(
-                f"{checkpoint} has its own trunk; leave out trunk_checkpoint "
-                f"({self.trunk_checkpoint})"
-            )
+        for name in ("trunk_checkpoint", "features"):
+            if given := getattr(self, name):
+                raise UserError(f"{checkpoint} has its own trunk; leave out {name} ({given})")
         config, tensors = kazemi.read(checkpoint)
         return kazemi.assemble(self._override(config), tensors, checkpoint)
 
@@ -98,17 +108,33 @@ class KazemiSpec(ModelSpec):
         if self.trunk_checkpoint is None:
             raise UserError(
                 f"{checkpoint} holds no image trunk; give the trunk's state_dict as "
-                "trunk_checkpoint"
+                "trunk_checkpoint, or what it gave as features (resnet-14x14.h5)"
             )
         model = Kazemi(self._override(config))
         name = model.config.trunk
-        head = nn.ModuleDict({part: getattr(model, part) for part in HEAD})
-        load_weights(head, weights, checkpoint, f"give one trained on the trunk {name!r}")
+        load_head(model, weights, checkpoint)
         trunk = read_state_dict(self.trunk_checkpoint)
         layers = {key: tensor for key, tensor in trunk.items() if not key.startswith("fc.")}
         remedy = f"give weights of the trunk {name!r} under torchvision's parameter names"
         load_weights(model.trunk_net, layers, self.trunk_checkpoint, remedy)
         return model
+
+    def _head_on_features(self, checkpoint: Path) -> StoredKazemi:
+        config, weights = pytorch_vqa.read(checkpoint)
+        config = self._override(config)
+        model = StoredKazemi(config, read_features(self.features, config))
+        load_head(model, weights, checkpoint)
+        model.about = (
+            f"{checkpoint}: everything but the trunk, on features that were stored; pixels do not "
+            "reach it"
+        )
+        return model
+
+
+def load_head(model: KazemiHead, weights: Mapping[str, Tensor], checkpoint: Path) -> None:
+    """Give a model the part that a checkpoint of pytorch-vqa has."""
+    head = nn.ModuleDict({part: getattr(model, part) for part in HEAD})
+    load_weights(head, weights, checkpoint, f"give one trained on the trunk {model.config.trunk!r}")
 
 
 class _FileOrSeedSpec(ModelSpec):

@@ -47,6 +47,21 @@ def updn(question: str) -> Tokens:
     return tuple(question.lower().replace(",", "").replace("?", "").replace("'s", " 's").split())
 
 
+def updn_fork(question: str) -> Tokens:
+    """The words of erobic/negative_analysis_of_grounding: those of ``updn`` without full stops and
+    quotation marks, cut at hyphens; ``n't`` is ``not`` and ``$`` is ``dollar``."""
+    text = question.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    text = text.replace("-", " ").replace(".", "").replace('"', "")
+    return tuple(text.replace("n't", " not").replace("$", " dollar ").split())
+
+
+def mmf(question: str) -> Tokens:
+    """The words of facebookresearch/mmf: lower case without commas and question marks, cut where
+    letters and digits end; other marks are words, also the apostrophe of ``'s``."""
+    text = question.lower().replace("'s", " 's").replace(",", "").replace("?", "")
+    return tuple(filter(None, (part.strip() for part in re.split(r"(\W+)", text))))
+
+
 def simple(question: str) -> Tokens:
     """Lower-case words between white space and punctuation."""
     return tuple(re.sub(r"[^\w\s]", " ", question.lower()).split())

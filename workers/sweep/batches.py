@@ -22,8 +22,8 @@ class Limit(Protocol):
 def in_batches(
     scene: Scene, total: int, compute: Callable[[slice], Tensor], limit: Limit | None = None
 ) -> Tensor:
-    """``compute`` over ``total`` items, at most ``batch`` of the limit at a time, concatenated; the
-    scene's own limit counts whole images.
+    """``compute`` over ``total`` items, at most ``batch`` of the limit at a time and about as many
+    each time, concatenated; the scene's own limit counts whole images.
 
     Out of memory halves the limit, for what follows too, and repeats the batch; a batch of one that
     fails is a ``BadExample``.
@@ -32,7 +32,7 @@ def in_batches(
     parts: list[Tensor] = []
     start = 0
     while start < total:
-        stop = min(start + limit.batch, total)
+        stop = start + evenly(total - start, limit.batch)
         part = unless_out_of_memory(partial(compute, slice(start, stop)))
         if part is None:
             _halve(scene, limit, stop - start)
@@ -40,6 +40,12 @@ def in_batches(
         parts.append(part)
         start = stop
     return torch.cat(parts)
+
+
+def evenly(total: int, most: int) -> int:
+    """How many of ``total`` go through at once, in as few batches of about one size as there can
+    be of at most so many."""
+    return -(-total // -(-total // most))
 
 
 def halving(compute: Callable[[int], Result], batch: int) -> Result:

@@ -1,8 +1,8 @@
 """Convolutions on the CPU and elsewhere: several ways to the same sums, the fastest measured.
 
 oneDNN's speed depends on shape, layout and weight format in ways that no rule foretells (a
-pre-packed 1x1 convolution can take half or twice the time of a plain one), so each shape's first
-call tries all of them on a few windows.
+pre-packed 1x1 convolution can take half or twice the time of a plain one), and so does cuDNN's:
+each shape's first call tries all of them, on the CPU on a few windows.
 """
 
 import math
@@ -78,6 +78,24 @@ def _pointwise(
     )
 
 
+def cudnn(conv: "Convolution", x: Tensor, other: Tensor | None, at: Supports) -> Tensor:
+    """cuDNN's convolution with the sum and the ReLU inside."""
+    _, stride, padding, dilation = zip(*at, strict=True)
+    shape = (stride, padding, dilation, conv.groups)
+    if other is None:
+        return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *shape)
+    return torch.cudnn_convolution_add_relu(x, conv.weight, other, 1.0, conv.bias, *shape)
+
+
+def planar(conv: "Convolution", x: Tensor, other: Tensor | None, at: Supports) -> Tensor:
+    """PyTorch's convolution of maps that lie channel by channel, for which cuDNN has other
+    algorithms."""
+    _, stride, padding, dilation = zip(*at, strict=True)
+    weight = conv.weight.contiguous()
+    y = F.conv2d(x.contiguous(), weight, conv.bias, stride, padding, dilation, conv.groups)
+    return _finish(conv, y.contiguous(memory_format=torch.channels_last), other)
+
+
 def _finish(conv: "Convolution", y: Tensor, other: Tensor | None) -> Tensor:
     if other is not None:
         y = y.add_(other)
@@ -119,7 +137,8 @@ class Kernels:
 
     def __call__(self, x: Tensor, other: Tensor | None, padded: bool) -> Tensor:
         at = self.conv.acting(padded)
-        key = (x.shape[1:], padded, other is None)
+        images = 0 if x.device.type == "cpu" else len(x)
+        key = (images, x.shape[1:], padded, other is None)
         kernel = self.chosen.get(key)
         if kernel is None:
             kernel = self.chosen[key] = self._fastest(x, other, at)
@@ -141,7 +160,8 @@ class Kernels:
         candidates = self._candidates(x, at)
         if len(candidates) == 1:
             return candidates[0]
-        weight, shape = tuple(self.conv.weight.shape), tuple(x.shape[1:])
+        weight = tuple(self.conv.weight.shape)
+        shape = tuple(x.shape[1:] if x.device.type == "cpu" else x.shape)
         fused_in = (other is not None, self.conv.relu)
         names = [kernel.__name__ for kernel in candidates]
         key = f"{x.dtype} {weight} {self.conv.groups} {at} {shape} {fused_in} {names}"
@@ -152,13 +172,16 @@ class Kernels:
         self, candidates: list[Kernel], x: Tensor, other: Tensor | None, at: Supports
     ) -> float:
         """The position of the fastest."""
-        x = _sample(x)
-        other = None if other is None else _sample(other, len(x))
+        if x.device.type == "cpu":
+            x = _sample(x)
+            other = None if other is None else _sample(other, len(x))
         runs = [partial(kernel, self.conv, x, other, at) for kernel in candidates]
         seconds = [machine.seconds(run, x.device, 2) for run in runs]
         return float(seconds.index(min(seconds)))
 
     def _candidates(self, x: Tensor, at: Supports) -> list[Kernel]:
+        if x.device.type == "cuda" and x.dtype is not torch.float64:
+            return self._of_gpu(at)
         if not onednn(x.device, x.dtype):
             return [eager]
         kernels: list[Kernel] = [eager, fused]
@@ -166,6 +189,14 @@ class Kernels:
             kernels.append(winograd)
         elif self.conv.groups == 1:
             kernels.append(packed)
-        if at == (Support(), Support()) and self.conv.groups == 1:
-            kernels.append(matmul)
-        return kernels
+        return kernels + self._products(at)
+
+    def _of_gpu(self, at: Supports) -> list[Kernel]:
+        kernels: list[Kernel] = [eager, planar]
+        if self.conv.relu:
+            kernels.append(cudnn)
+        return kernels + self._products(at)
+
+    def _products(self, at: Supports) -> list[Kernel]:
+        """One matrix product, where the convolution is one."""
+        return [matmul] if at == (Support(), Support()) and self.conv.groups == 1 else []

@@ -4,6 +4,7 @@
 compares plans; which engine runs is decided by timing it (docs/decisions/0006-sweep-engine.md).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +17,12 @@ from workers.sweep.incremental import Group
 from workers.sweep.intervals import Support
 from workers.sweep.machine import seconds
 from workers.sweep.operations import Convolution
+from workers.sweep.recording import Recording
+
+DEEP = 256
+"""Channels of a typical layer."""
+RECORDED = 16
+"""Calls of a recording that is timed."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,30 @@ def _measure(device: torch.device, dtype: torch.dtype) -> tuple[float, float, fl
     rows = torch.arange(windows, device=device)
     cut = Gather((side, side), table)
     macs = windows * side**2 * channels**2 * 9
-    convolving = seconds(lambda: conv([x], True), device)
-    gathering = seconds(lambda: cut(x[:1], x, rows), device)
-    speck = Gather((1, 1), table)
-    calling = seconds(lambda: speck(x[:1], x[:1], rows[:1]), device)
-    return 2 * macs / convolving, 2 * x.numel() * x.element_size() / gathering, calling
+    convolving = _one(lambda: conv([x], True), device)
+    gathering = _one(lambda: cut(x[:1], x, rows), device)
+    bandwidth = 2 * x.numel() * x.element_size() / gathering
+    return 2 * macs / convolving, bandwidth, _calling(device, dtype)
+
+
+def _calling(device: torch.device, dtype: torch.dtype) -> float:
+    """Of a gather, and of a convolution, that leave the device idle. Python's part is most of it on
+    a CPU; on a GPU, which has recorded it, the sums over channels, which wait for one another."""
+    table, rows = (torch.zeros(1, 4, dtype=torch.int32), torch.arange(1))
+    speck = Gather((14, 14) if device.type == "cuda" else (1, 1), table).to(device)
+    x = torch.ones(1, DEEP, 14, 14, device=device, dtype=dtype)
+    x, rows = x.contiguous(memory_format=torch.channels_last), rows.to(device)
+    gathering = _one(lambda: speck(x, x, rows), device)
+    if device.type == "cpu":
+        return gathering
+    at = (Support(3, 1, 1), Support(3, 1, 1))
+    conv = Convolution(x.new_ones(DEEP, DEEP, 3, 3), None, at).to(device, dtype)
+    return (gathering + _one(lambda: conv([x], True), device)) / 2
+
+
+def _one(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call among many: as in a sweep on a GPU, recorded."""
+    if device.type == "cpu":
+        return seconds(call, device)
+    together = Recording(lambda: [call() for _ in range(RECORDED)])
+    return seconds(together, device) / RECORDED

@@ -21,10 +21,11 @@ from workers.models.base import Capability, SplitModel, VQAModel
 from workers.sweep import machine, plain
 from workers.sweep.batches import Limit, in_batches, unless_out_of_memory
 from workers.sweep.cost import rates
-from workers.sweep.incremental import Group, Painter, run_group
+from workers.sweep.passes import Passes, painted_by, passes_of
 from workers.sweep.plain import Sweep, classify
 from workers.sweep.precision import Precision, arithmetic, check_precision, working_type
 from workers.sweep.program import Program
+from workers.sweep.recording import Replayed
 from workers.sweep.schedule import Schedule, best_schedule, whole_live
 from workers.sweep.trace import Untraceable, trace
 from workers.sweep.trial import Trial, check, time_ways
@@ -32,6 +33,8 @@ from workers.sweep.windows import Request, Window, Windows, paint
 
 Way = Literal["incremental", "dense", "plain"]
 WAYS: tuple[Way, ...] = ("plain", "dense", "incremental")
+TIMED_IMAGES, TIMED_WINDOWS = 2, 8
+"""What is timed on a CPU; on a GPU, which many at once fill, as much as goes through at once."""
 CACHED_BYTES = 64 * 2**20
 """On the CPU windows go through in batches of about this size; larger ones leave the caches."""
 ALLOCATOR = 1.6
@@ -97,8 +100,10 @@ class Plan:
 
     choice: Choice
     schedule: Schedule | None = None
-    groups: list[tuple[Group, Painter]] = field(default_factory=list)
+    passes: Passes | None = None
     batch: int = 1
+    rows: list[Tensor] = field(default_factory=list)
+    """The rows of each group's windows, on the device."""
 
 
 class Engine:
@@ -109,6 +114,8 @@ class Engine:
         self.options = options or Options()
         self.refusal = "asked for"
         self.plans: dict[tuple[Windows, float | None], Plan] = {}
+        self.clean: tuple[tuple[int, ...], Replayed] | None = None
+        """Where the weights lie, and the recorded trunk that reads them there."""
         check_precision(self.options.precision, model.device)
 
     @property
@@ -178,13 +185,23 @@ class Engine:
         schedule = best_schedule(
             self.exact, windows, rates(device, dtype), dtype.itemsize, bound=bound
         )
-        groups = self._groups(schedule)
-        fault = "" if bound else check(Trial(self.split, self.exact, schedule, groups))
+        groups = painted_by(schedule.groups, windows, device)
+        exact = Passes(self.exact, schedule.sources, groups)
+        with arithmetic("float32"):
+            fault = "" if bound else check(Trial(self.split, self.exact, schedule, exact, 1, 1))
         if fault:
             return self._plainly(windows, fault)
-        seconds = time_ways(Trial(self.split, self.program, schedule, groups))
-        choice = self._decide(schedule, seconds, bound)
-        return Plan(choice, schedule, groups, self._at_once(schedule, choice.way))
+        passes = passes_of(device, self.program, schedule.sources, groups)
+        trial = Trial(self.split, self.program, schedule, passes, *self._timed(schedule))
+        choice = self._decide(schedule, time_ways(trial), bound)
+        rows = [torch.arange(len(group.cells), device=device) for group, _ in groups]
+        return Plan(choice, schedule, passes, self._at_once(schedule, choice.way), rows)
+
+    def _timed(self, schedule: Schedule) -> tuple[int, int]:
+        """Whole images and windows of a trial."""
+        if self.model.device.type == "cpu":
+            return TIMED_IMAGES, TIMED_WINDOWS
+        return self._at_once(schedule, "dense"), self._at_once(schedule, "incremental")
 
     def _plainly(self, windows: Windows, reason: str) -> Plan:
         """Plain calls, unless something was asked for that they cannot give."""
@@ -194,11 +211,6 @@ class Engine:
             f"{type(self.model).__name__} can be swept by plain calls in float32 only, because "
             f"{reason}; set resources.engine to auto and precision to float32."
         )
-
-    def _groups(self, schedule: Schedule) -> list[tuple[Group, Painter]]:
-        rectangles = np.array([list(window) for window in schedule.windows])
-        device = self.model.device
-        return [(g.to(device), g.painter(rectangles, device)) for g in schedule.groups]
 
     def _decide(
         self, schedule: Schedule, seconds: Mapping[str, float], bound: float | None
@@ -243,6 +255,20 @@ class Engine:
             room = min(room, CACHED_BYTES)
         return max(1, room // (schedule.live * itemsize))
 
+    # --- the clean image ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """The trunk's output ``(1, channel, y, x)`` for one normalised image, by the model itself;
+        on a GPU recorded, as the launches of one image take longer than its sums."""
+        if self.model.device.type == "cpu":
+            return self.split.trunk(pixels.clone())
+        weights = tuple(p.data_ptr() for p in self.model.state_dict().values())
+        if self.clean is None or self.clean[0] != weights:
+            with arithmetic("float32"):
+                self.clean = weights, Replayed(self.split.trunk, pixels)
+        return self.clean[1](pixels)
+
     # --- sweeping -------------------------------------------------------------------------------
 
     def sweep(
@@ -259,17 +285,16 @@ class Engine:
         part of the map's side, which is no longer exact.
         """
         plan = self._plan(windows, bound)
-        chosen = list(range(len(windows)) if only is None else only)
         if plan.choice.way == "plain":
             with arithmetic(self.options.precision):
-                return plain.sweep(scene, windows, fill, chosen)
+                return plain.sweep(scene, windows, fill, only)
         canvas = scene.canvas.to(self.model.device, self.model.dtype)
         fill = fill.to(canvas)
         with arithmetic(self.options.precision), torch.inference_mode():
             if plan.choice.way == "dense":
-                swept = self._dense(scene, plan, canvas, fill, [windows[i] for i in chosen])
+                swept = self._dense(scene, plan, canvas, fill, _some(windows, only))
             else:
-                swept = self._incremental(scene, plan, canvas, fill, chosen)
+                swept = self._incremental(scene, plan, canvas, fill, only)
         machine.save()  # kernels that the first sweep has timed
         return swept
 
@@ -289,31 +314,37 @@ class Engine:
         return Sweep(classify(scene, clean)[0], classify(scene, pooled))
 
     def _incremental(
-        self, scene: Scene, plan: Plan, canvas: Tensor, fill: Tensor, chosen: list[int]
+        self, scene: Scene, plan: Plan, canvas: Tensor, fill: Tensor, only: Sequence[int] | None
     ) -> Sweep:
         """Where the clean maps cannot be kept, whole painted images, which need none."""
-        assert plan.schedule is not None
-        pixels, filled = self._pixels(canvas[None]), self._pixels(fill[None])
-        clean = unless_out_of_memory(partial(self.program.run, pixels, plan.schedule.sources))
-        if clean is None:
-            windows = [plan.schedule.windows[i] for i in chosen]
-            return self._dense(scene, scene, canvas, fill, windows)
-        first = self._pool(scene, clean[self.program.output])
-        pooled = first.new_empty(len(plan.schedule.windows), *first.shape[1:])
-        for (group, painter), rows in zip(
-            plan.groups, _rows(plan, chosen, pixels.device), strict=True
-        ):
+        assert plan.schedule is not None and plan.passes is not None
+        passes, windows = plan.passes, plan.schedule.windows
+        start = partial(passes.image, self._pixels(canvas[None]), self._pixels(fill[None]))
+        image = unless_out_of_memory(start)
+        if image is None:
+            return self._dense(scene, scene, canvas, fill, _some(windows, only))
+        first = self._pool(scene, image.clean[self.program.output])
+        pooled = first.new_empty(len(windows), *first.shape[1:])
+        for number, rows in enumerate(self._rows(plan, only)):
 
-            def answer(
-                batch: slice, group: Group = group, painter: Painter = painter, rows: Tensor = rows
-            ) -> Tensor:
-                painted = painter(rows[batch], pixels, filled)
-                features = run_group(group, rows[batch], painted, clean, self.program)
-                return self._pool(scene, features)
+            def answer(batch: slice, number: int = number, rows: Tensor = rows) -> Tensor:
+                return self._pool(scene, passes.features(image, number, rows[batch]))
 
             if len(rows):
-                pooled[painter.cells[rows]] = in_batches(scene, len(rows), answer, plan)
-        return Sweep(classify(scene, first)[0], classify(scene, pooled[chosen]))
+                cells = passes.groups[number][1].cells[rows]
+                pooled[cells] = in_batches(scene, len(rows), answer, plan)
+        if only is not None:
+            pooled = pooled[self.model.moved(torch.tensor(list(only)))]
+        return Sweep(classify(scene, first)[0], classify(scene, pooled))
+
+    def _rows(self, plan: Plan, only: Sequence[int] | None) -> list[Tensor]:
+        """For each group the rows of its chosen windows, on the device before the first pass, so
+        that nothing waits for a copy."""
+        if only is None:
+            return plan.rows
+        assert plan.schedule is not None
+        rows = [np.flatnonzero(np.isin(group.cells, only)) for group in plan.schedule.groups]
+        return [self.model.moved(torch.from_numpy(own)) for own in rows]
 
     def _pixels(self, canvases: Tensor) -> Tensor:
         pixels = self.split.normalise(canvases).to(self.program.dtype)
@@ -323,11 +354,8 @@ class Engine:
         return self.split.pool(features.to(self.model.dtype), scene.states)
 
 
-def _rows(plan: Plan, chosen: list[int], device: torch.device) -> list[Tensor]:
-    """For each group the rows of its chosen windows, on the device before the first pass, so that
-    nothing waits for a copy."""
-    rows = [np.flatnonzero(np.isin(group.cells, chosen)) for group, _ in plan.groups]
-    return [torch.from_numpy(own).to(device) for own in rows]
+def _some(windows: Windows, only: Sequence[int] | None) -> list[Window]:
+    return list(windows) if only is None else [windows[i] for i in only]
 
 
 def _reason(schedule: Schedule, seconds: Mapping[str, float]) -> str:

@@ -19,6 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 
 Numbers = dict[str, float]
 _NUMBERS = TypeAdapter(Numbers)
+WAIT, SHORT = 5e-3, 50
+"""On a GPU runs are timed together until they take so many seconds, or are so many."""
 
 
 def folder() -> Path:
@@ -61,6 +63,8 @@ _NEW: dict[Path, Numbers] = {}
 def once(key: str, device: torch.device, measure: Callable[[], float]) -> float:
     """A number measured on this device the first time it is asked for. ``save`` keeps it."""
     path = _file(device)
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        key += " tf32"
     if path not in _KNOWN:
         _KNOWN[path] = _read(path)
     known = _KNOWN[path]
@@ -91,14 +95,19 @@ def _read(path: Path) -> Numbers:
 
 
 def seconds(run: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """The fastest of a few runs, after one that is not counted."""
+    """The fastest of a few runs, after one that is not counted. Short ones on a GPU are timed many
+    together: waiting for it takes time too."""
+    run()
     now = clock(device)
-    times = []
-    for _ in range(repeats + 1):
+
+    def timed(count: int) -> float:
         start = now()
-        run()
-        times.append(now() - start)
-    return min(times[1:])
+        for _ in range(count):
+            run()
+        return (now() - start) / count
+
+    count = 1 if device.type == "cpu" else max(1, min(SHORT, int(WAIT / timed(1))))
+    return min(timed(count) for _ in range(repeats))
 
 
 def clock(device: torch.device) -> Callable[[], float]:

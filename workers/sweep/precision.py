@@ -30,12 +30,14 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 @contextmanager
 def arithmetic(precision: Precision) -> Iterator[None]:
     """Float32 products as they are, or rounded to TF32; PyTorch's own default for convolutions on
-    a GPU is TF32."""
+    a GPU is TF32. cuDNN looks for the fastest algorithm of each shape: a sweep has few shapes and
+    many passes."""
     allowed = precision == "tf32"
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
-        with torch.backends.cudnn.flags(allow_tf32=allowed):
+        # What is not named here would be switched off, cuDNN itself among it.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=allowed):
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before

@@ -4,6 +4,8 @@ Export runs the trunk once on fake tensors and yields a functional graph of a fe
 with a free batch size.
 """
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,8 @@ from workers.sweep.readers import READERS
 from workers.sweep.tracer import Tracer, Untraceable
 
 __all__ = ["Untraceable", "trace"]
+MOST = 65535
+"""Images at once; for more, batch normalisation on a GPU is another operation."""
 
 
 def trace(trunk: nn.Module, pixels: Tensor) -> Program:
@@ -27,9 +31,10 @@ def trace(trunk: nn.Module, pixels: Tensor) -> Program:
 
 
 def _export(trunk: nn.Module, pixels: Tensor) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch", min=2)
+    batch = torch.export.Dim("batch", min=2, max=MOST)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)  # torch 2.11 of its own
             exported = torch.export.export(
                 trunk, (pixels,), dynamic_shapes=({0: batch},), strict=False
             )

@@ -1,6 +1,6 @@
 """Before a traced trunk is trusted: it must equal the model, and it must be faster."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from workers.models.base import SplitModel
 from workers.sweep import machine
-from workers.sweep.batches import halving
-from workers.sweep.incremental import Group, Painter, run_group
+from workers.sweep.batches import evenly, halving
 from workers.sweep.machine import seconds
+from workers.sweep.passes import Image, Passes
 from workers.sweep.program import Program
 from workers.sweep.schedule import Schedule
 from workers.sweep.windows import paint
@@ -20,18 +20,20 @@ from workers.sweep.windows import paint
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Largest difference of a feature, in units of the largest feature, that counts as rounding; two
 plain float32 passes of a deep trunk differ by 1e-4."""
-WINDOWS = 8
-"""Windows that are timed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """A model, its program, a schedule and its groups, on an image of noise."""
+    """A model, its program, and its passes by a schedule, on an image of noise."""
 
     model: SplitModel
     program: Program
     schedule: Schedule
-    groups: Sequence[tuple[Group, Painter]]
+    passes: Passes
+    images: int
+    """Whole images that are timed."""
+    windows: int
+    """Windows that are timed."""
 
     @cached_property
     def canvas(self) -> Tensor:
@@ -46,13 +48,12 @@ class Trial:
         return self.canvas.flip(2)
 
     @cached_property
-    def clean(self) -> dict[str, Tensor]:
-        return self.program.run(self._pixels(self.canvas), self.schedule.sources)
+    def image(self) -> Image:
+        return self.passes.image(self._pixels(self.canvas), self._pixels(self.fill))
 
-    def features(self, group: Group, painter: Painter, rows: Tensor) -> Tensor:
+    def features(self, number: int, rows: Tensor) -> Tensor:
         """Of these windows of a group, by the program."""
-        painted = painter(rows, self._pixels(self.canvas), self._pixels(self.fill))
-        return run_group(group, rows, painted, self.clean, self.program)
+        return self.passes.features(self.image, number, rows)
 
     def pixels(self, count: int) -> Tensor:
         """So many copies of the noise, normalised, in the model's own type."""
@@ -67,7 +68,7 @@ def check(trial: Trial) -> str:
     """Why the traced trunk cannot be trusted, or nothing: the windows of two corners and of the
     middle are compared with the model itself."""
     for number, row in _samples(trial):
-        difference = _difference(trial, *trial.groups[number], row)
+        difference = _difference(trial, number, row)
         tolerance = TOLERANCE.get(trial.model.dtype, 1e-2)
         if not difference <= tolerance:
             return (
@@ -80,18 +81,19 @@ def check(trial: Trial) -> str:
 def _samples(trial: Trial) -> list[tuple[int, int]]:
     """The first window of the first group, the last of the last, and the middle one of the largest
     group: a window at the border is moved inwards, which hides intervals that are too short."""
-    sizes = [len(group.cells) for group, _ in trial.groups]
+    groups = [group for group, _ in trial.passes.groups]
+    sizes = [len(group.cells) for group in groups]
     largest, last = sizes.index(max(sizes)), len(sizes) - 1
-    y, x = np.divmod(trial.groups[largest][0].cells, len(trial.schedule.windows.columns))
+    y, x = np.divmod(groups[largest].cells, len(trial.schedule.windows.columns))
     middle = np.abs(y - np.median(y)) + np.abs(x - np.median(x))
     return [(0, 0), (largest, int(middle.argmin())), (last, sizes[-1] - 1)]
 
 
-def _difference(trial: Trial, group: Group, painter: Painter, row: int) -> float:
+def _difference(trial: Trial, number: int, row: int) -> float:
     """Of one window, in units of the largest feature. The model sees it next to another image:
     features that hang on their neighbours in the batch are nobody's own."""
-    ours = trial.features(group, painter, torch.tensor([row], device=trial.model.device))
-    window = trial.schedule.windows[int(group.cells[row])]
+    ours = trial.features(number, torch.tensor([row], device=trial.model.device))
+    window = trial.schedule.windows[int(trial.passes.groups[number][0].cells[row])]
     canvases = torch.cat([paint(trial.canvas, [window], trial.fill), trial.canvas[None]])
     theirs = trial.model.trunk(trial.model.normalise(canvases))[:1]
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
@@ -109,23 +111,25 @@ def time_ways(trial: Trial) -> dict[str, float]:
 
 def _plain(trial: Trial) -> float:
     """Of one painted image, by the model."""
-    return _each(trial, lambda count: trial.model.trunk(trial.pixels(count)), 2)
+    return _each(trial, lambda count: trial.model.trunk(trial.pixels(count)), trial.images)
 
 
 def _dense(trial: Trial) -> float:
     """Of one painted image, by the program."""
     dtype = trial.program.dtype
-    return _each(trial, lambda count: trial.program(trial.pixels(count).to(dtype)), 2)
+    return _each(trial, lambda count: trial.program(trial.pixels(count).to(dtype)), trial.images)
 
 
 def _windows(trial: Trial) -> float:
     """Of all windows: some of the group with most work are timed, the rest is in proportion to its
     multiply-adds."""
-    group, painter = max(trial.groups, key=lambda pair: pair[0].macs * len(pair[0].cells))
-    rows = torch.arange(len(group.cells), device=trial.model.device)
-    batch = min(WINDOWS, len(rows))
-    spent = _each(trial, lambda count: trial.features(group, painter, rows[:count]), batch)
-    return spent * trial.schedule.macs / group.macs
+    groups = [group for group, _ in trial.passes.groups]
+    work = [group.macs * len(group.cells) for group in groups]
+    number = work.index(max(work))
+    rows = torch.arange(len(groups[number].cells), device=trial.model.device)
+    batch = evenly(len(rows), trial.windows)
+    spent = _each(trial, lambda count: trial.features(number, rows[:count]), batch)
+    return spent * trial.schedule.macs / groups[number].macs
 
 
 def _each(trial: Trial, run: Callable[[int], object], batch: int) -> float:

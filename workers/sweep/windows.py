@@ -112,7 +112,18 @@ def _cover(intervals: Sequence[Interval]) -> Tensor:
 def paint(canvas: Tensor, windows: Sequence[Window], fill: Tensor) -> Tensor:
     """A copy of ``canvas (3, y, x)`` for each window, where it shows ``fill (3, y, x)``, another
     whole canvas -> ``(n, 3, y, x)``."""
+    if canvas.device.type == "cuda":
+        return _paint_at_once(canvas, windows, fill)
     painted = canvas.repeat(len(windows), 1, 1, 1)
     for image, (top, bottom, left, right) in zip(painted, windows, strict=True):
         image[:, top:bottom, left:right] = fill[:, top:bottom, left:right]
     return painted
+
+
+def _paint_at_once(canvas: Tensor, windows: Sequence[Window], fill: Tensor) -> Tensor:
+    """One launch for all windows, and no waiting for what they are."""
+    table = torch.tensor(windows).pin_memory().to(canvas.device, non_blocking=True)
+    top, bottom, left, right = table.T[:, :, None, None]
+    y, x = (torch.arange(side, device=canvas.device) for side in canvas.shape[1:])
+    inside = (top <= y[:, None]) & (y[:, None] < bottom) & (left <= x) & (x < right)
+    return torch.where(inside[:, None], fill, canvas)
