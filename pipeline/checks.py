@@ -67,11 +67,6 @@ def check_metrics(checks: Mapping[str, Check], model: VQAModel) -> None:
     for label, check in checks.items():
         if lack := lacking(check.needs, model):
             raise UserError(f"metrics.{label} {lack} Remove the metric or choose another model.")
-        if model.open:
-            raise UserError(
-                f"metrics.{label} asks the model about answers of one list, and this model writes "
-                "its own. Give it candidates (model.answers) or remove the metric."
-            )
 
 
 def lacking(needs: Collection[Capability], model: VQAModel) -> str | None:

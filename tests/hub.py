@@ -115,15 +115,21 @@ def blip(folder: Path) -> None:
     save(folder, hf.BlipForQuestionAnswering(config), hf.BlipProcessor(images, bert_tokenizer()))
 
 
-def llava(folder: Path, side: int = 32, hidden: int = 16, layers: int = 2) -> None:
-    """CLIP with a centre crop, in patches of 8 pixels, and a small Llama."""
+def llava(
+    folder: Path, side: int = 32, hidden: int = 16, layers: int = 2, window: int | None = None
+) -> None:
+    """CLIP with a centre crop, in patches of 8 pixels, and a small Llama; with a ``window`` a
+    Mistral, whose tokens see so many before them."""
     tokenizer = byte_tokenizer("<image>", image_token="<image>")
     sizes = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
+    text = language(len(tokenizer)) | sizes | {"head_dim": hidden // 2}
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(
             **sizes, num_attention_heads=2, image_size=side, patch_size=8
         ),
-        text_config=hf.LlamaConfig(**language(len(tokenizer)) | sizes | {"head_dim": hidden // 2}),
+        text_config=hf.MistralConfig(**text, sliding_window=window)
+        if window
+        else hf.LlamaConfig(**text),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -158,8 +164,11 @@ def language(words: int) -> dict[str, int]:
     }
 
 
-def smolvlm(folder: Path) -> None:
-    """Tiles of 32 pixels: the image is cut into as many as it takes, with a small one of all."""
+def smolvlm(
+    folder: Path, side: int = 32, across: int = 2, hidden: int = 16, layers: int = 2
+) -> None:
+    """Tiles of 32 pixels: the image is cut into as many as it takes, two along its longer side,
+    with a small one of all."""
     special = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
     rows = [f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)]
     tokenizer = byte_tokenizer(
@@ -170,25 +179,26 @@ def smolvlm(folder: Path) -> None:
         global_image_token="<global-img>",
         end_of_utterance_token="<end_of_utterance>",
     )
+    sizes = {
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden // 2,
+        "num_hidden_layers": layers,
+    }
     config = hf.Idefics3Config(
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "patch_size": 8,
-        },
-        text_config=hf.LlamaConfig(**language(len(tokenizer))),
+        vision_config=sizes | {"num_attention_heads": 2, "image_size": side, "patch_size": 8},
+        text_config=hf.LlamaConfig(**language(len(tokenizer)) | sizes | {"head_dim": hidden // 2}),
         scale_factor=2,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         pad_token_id=0,
     )
     images = hf.Idefics3ImageProcessor(
-        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
+        size={"longest_edge": across * side}, max_image_size={"longest_edge": side}
     )
     processor = hf.Idefics3Processor(
-        images, tokenizer, image_seq_len=4, chat_template=CHAT.replace("IMAGE", "<image>")
+        images,
+        tokenizer,
+        image_seq_len=(side // 16) ** 2,
+        chat_template=CHAT.replace("IMAGE", "<image>"),
     )
     save(folder, hf.Idefics3ForConditionalGeneration(config), processor)
 

@@ -81,7 +81,7 @@ def test_curves_equal_replica() -> None:
     scene = nets.scene(nets.build("plain"), nets.QUESTIONS[1:2])
     maps, check = explained(scene, FEW), curves()
     results = scored(check, scene, maps)
-    chance = [list(o) for o in check._random_orders(scene.canvas)]
+    chance = [list(o) for o in check._random_orders(scene.canvas, GRID**2)]
     fills = {
         "deletion": patches.constant(scene.canvas, patches.GRAY),
         "insertion": patches.blurred(scene.canvas, patches.BLUR_SIGMA),
@@ -151,7 +151,7 @@ def test_deletion_of_the_random_order_itself_gains_nothing() -> None:
     scene = nets.scene(nets.build("plain"))
     check = curves(draws=1)
     rank = np.empty(GRID**2)
-    rank[check._random_orders(scene.canvas)[0]] = -np.arange(GRID**2)
+    rank[check._random_orders(scene.canvas, GRID**2)[0]] = -np.arange(GRID**2)
     results = scored(check, scene, [given(scene, rank.reshape(GRID, GRID))])
     assert results["deletion_gain"].values[0] == results["insertion_gain"].values[0] == 0
 

@@ -18,9 +18,10 @@ from workers.check import check_model
 from workers.errors import BadExample, UserError
 from workers.methods.base import Scene
 from workers.methods.occlusion import Occlusion
-from workers.methods.words import dropped_logits
+from workers.methods.words import drop_each, dropped_logits
 from workers.models.base import Tokens, VQAModel
 from workers.models.digest import weights_digest
+from workers.models.tokens import called
 
 CPU = torch.device("cpu")
 QUESTION = "what is the colour of this dog ?"
@@ -137,6 +138,23 @@ def test_what_prompts_begin_with_is_read_once_for_all_questions(
     if name == "paligemma":
         wrong = model._shared(canvases, [" ".join(q) for q in asked], model.ids)  # type: ignore[operator]
         assert float((wrong - alone).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["blip", "llava", "idefics3", "qwen2_vl"])
+def test_image_is_seen_once_for_all_shorter_questions(
+    name: str, models: dict[str, VQAModel]
+) -> None:
+    model = models[name]
+    canvas, _ = model.prepare(photo())
+    words: Tokens = ("what", "is", "this", "this")
+    names = ("vision_model", "model.vision_tower", "model.vision_model", "model.visual")
+    tower = next(m for n, m in model.net.named_modules() if n in names)  # type: ignore[union-attr]
+    with called(tower) as seen:
+        (logits,) = dropped_logits(Scene(model, canvas, [words], (1,), (None,)))
+    assert len(seen) == 1
+    for dropped, found in zip(drop_each(words), logits, strict=True):
+        alone = model.logits(canvas[None], [dropped])[0]
+        torch.testing.assert_close(found, alone, rtol=1e-5, atol=3e-5)
 
 
 def test_frame_of_a_centre_crop_is_where_the_photo_is_seen(models: dict[str, VQAModel]) -> None:

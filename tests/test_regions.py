@@ -700,8 +700,8 @@ def test_methods_of_pixels_are_refused(name: str, model: RegionModel) -> None:
 
 
 def test_metrics_that_paint_are_refused(recipe: Callable[..., Any], tmp_path: Path) -> None:
-    config = recipe(metrics={"deletion_insertion": {}})
-    with pytest.raises(UserError, match=r"metrics.deletion_insertion changes the pixels, and they"):
+    config = recipe(metrics={"max_sensitivity": {}})
+    with pytest.raises(UserError, match=r"metrics.max_sensitivity changes the pixels, and they"):
         stages.run(config, tmp_path / "run")
 
 

@@ -1,7 +1,9 @@
 """Maps from a transformer's attention against what their papers say, written out."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +17,31 @@ from tests import hub
 from tests.reference import attention as reference
 from tests.test_huggingface import Checkpoints, build, photo
 from workers.errors import BadExample, UserError
+from workers.methods import token_attention
 from workers.methods.base import Scene
 from workers.methods.token_attention import (
     AttentionRollout,
     CrossGradCam,
     Relevance,
     WordRelevance,
+    on_cells,
 )
 from workers.methods.words import WordGradient
+from workers.models import generative
 from workers.models.base import Capability, HeadOutput, VQAModel
+from workers.models.tiles import Tiles, tiles_of
 from workers.models.tokens import word_tokens
 
 QUESTION = ("what", "is", "the", "xylophonic", "dog", "?")
 LETTERS = {"bert": [1, 1, 1, 10, 1, 1]}
-ONE_SEQUENCE = ("vilt", "llava", "qwen2_vl", "paligemma")
+ONE_SEQUENCE = ("vilt", "llava", "qwen2_vl", "paligemma", "idefics3")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
 def models(checkpoints: Checkpoints) -> dict[str, VQAModel]:
-    sizes = {"vilt": 48, "qwen2_vl": 48}
-    names = (*ONE_SEQUENCE, "blip", "idefics3")
+    sizes = {"vilt": 48, "qwen2_vl": 48, "idefics3": 48}
+    names = (*ONE_SEQUENCE, "blip")
     return {
         name: build(hub.section(name, checkpoints(name), image_size=sizes.get(name)))
         for name in names
@@ -70,7 +76,7 @@ class Literal:
         question = " ".join(QUESTION)
         if name == "vilt":
             self.seen, text = reference.vilt(folder, square(), question, answer)
-            self.image = list(range(text + 1, text + 37))
+            self.image, self.pieces = list(range(text + 1, text + 37)), [""]
             self.output = [0]
             self.words, start = [], 1
             for count in LETTERS["bert"]:
@@ -82,8 +88,17 @@ class Literal:
         )
         marker = scene.model.net.config.image_token_id  # type: ignore[union-attr]
         self.image = [i for i, token in enumerate(prompt) if token == marker]
+        self.pieces = scene.model.tokenizer.convert_ids_to_tokens(prompt)  # type: ignore[operator,union-attr]
         self.output = list(range(len(prompt) - 1, len(prompt) - 1 + tail))
         self.words = bytes_of_words(scene.model, prompt)
+
+    def cells(self, tokens: np.ndarray) -> np.ndarray:
+        """Values of the image's tokens ``(..., token)`` as maps ``(..., y, x)``."""
+        if "<global-img>" not in self.pieces:
+            return tokens.reshape(*tokens.shape[:-1], isqrt(tokens.shape[-1]), -1)
+        flat = tokens.reshape(-1, tokens.shape[-1])
+        maps = [reference.painted(values, self.pieces, (4, 4)) for values in flat]
+        return np.stack(maps).reshape(*tokens.shape[:-1], 4, 4)
 
 
 def bytes_of_words(model: VQAModel, prompt: list[int]) -> list[list[int]]:
@@ -105,19 +120,17 @@ def test_maps_of_one_sequence_equal_their_papers(
 ) -> None:
     own = scene(name)
     literal = Literal(name, checkpoints(name), own)
-    side = int(len(literal.image) ** 0.5)
     flows = {
         AttentionRollout: reference.rollout(literal.seen.heads),
         Relevance: reference.relevance(literal.seen),
     }
     for method, flow in flows.items():
         arrays = method().explain(own).arrays
-        close(arrays["map"][0].ravel(), flow[literal.output][:, literal.image].mean(0))
-        assert arrays["map"].shape == (1, side, side)
-        check_words(arrays["words"][0], flow[:, literal.image], literal.words)
-    cams = reference.cross_cams(literal.seen, 0)[:, literal.image]
+        close(arrays["map"][0], literal.cells(flow[literal.output][:, literal.image].mean(0)))
+        check_words(arrays["words"][0], literal.cells(flow[:, literal.image]), literal.words)
+    cams = literal.cells(reference.cross_cams(literal.seen, 0)[:, literal.image])
     arrays = CrossGradCam(layer=0).explain(own).arrays
-    close(arrays["map"][0].ravel(), cams[[t for word in literal.words for t in word]].mean(0))
+    close(arrays["map"][0], cams[[t for word in literal.words for t in word]].mean(0))
     check_words(arrays["words"][0], cams, literal.words)
     scores = WordRelevance().explain(own).importances[0]
     flow = flows[Relevance][literal.output].mean(0)
@@ -127,7 +140,7 @@ def test_maps_of_one_sequence_equal_their_papers(
 def check_words(found: np.ndarray, tokens: np.ndarray, words: list[list[int]]) -> None:
     """The maps of a word's tokens summed up; nothing behind the last word."""
     wanted = np.stack([tokens[word].sum(0) for word in words])
-    close(found[: len(words)].reshape(len(words), -1), wanted)
+    close(found[: len(words)].reshape(wanted.shape), wanted)
     assert not found[len(words) :].any()
 
 
@@ -192,7 +205,7 @@ def test_one_answer_explained_alone_is_what_it_is_among_all(
         assert np.isfinite(method.explain(own).arrays["words"]).all()
 
 
-@pytest.mark.parametrize("name", [*ONE_SEQUENCE, "blip", "idefics3"])
+@pytest.mark.parametrize("name", [*ONE_SEQUENCE, "blip"])
 @pytest.mark.parametrize("score", ["logit", "log_probability"])
 def test_word_gradient_is_what_a_small_step_says(
     name: str, score: str, scene: Callable[[str], Scene]
@@ -232,13 +245,60 @@ def test_sub_tokens_of_a_word_are_found_by_its_letters(models: dict[str, VQAMode
     assert found[0][0] == text.rindex("is it") - len("<s>") + 1
 
 
+def test_geometry_is_the_grid_of_image_tokens(models: dict[str, VQAModel]) -> None:
+    """Of tiles that of all their tokens: 2 x 2 tiles of 2 x 2."""
+    for name, cells in (("qwen2_vl", (3, 3)), ("idefics3", (4, 4))):
+        geometry = models[name].geometry
+        assert (geometry.token_height, geometry.token_width) == cells
+
+
 def test_model_without_a_grid_of_image_tokens_has_no_maps_of_them(
-    models: dict[str, VQAModel],
+    models: dict[str, VQAModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert Capability.TOKENS not in models["idefics3"].provides
-    assert Capability.EMBEDDINGS in models["idefics3"].provides
-    geometry = models["qwen2_vl"].geometry
-    assert (geometry.token_height, geometry.token_width) == (3, 3)
+    other = copy(models["idefics3"])
+    monkeypatch.setattr(generative, "TILED", ())
+    other.lay_out()  # type: ignore[operator]
+    assert Capability.TOKENS not in other.provides
+    assert Capability.EMBEDDINGS in other.provides
+
+
+def test_tiles_that_do_not_add_up_are_no_grid() -> None:
+    assert tiles_of(20, 5, (2, 2)) == Tiles(2, 2, 2)
+    assert tiles_of(4, 1, (0, 0)) == Tiles(0, 0, 2)
+    assert Tiles(0, 0, 2).cells == (2, 2)
+    assert tiles_of(20, 5, (2, 1)) is None
+    assert tiles_of(15, 5, (2, 2)) is None
+
+
+@pytest.mark.parametrize("grid", [(2, 2), (3, 1), (2, 3)])
+def test_spread_over_cells_keeps_the_sum(grid: tuple[int, int]) -> None:
+    tiles = Tiles(*grid, 2)
+    values = torch.rand(5, 4 * (grid[0] * grid[1] + 1), dtype=torch.float64)
+    cells = on_cells(values, tiles.cover())
+    assert cells.shape == (5, tiles.cells[0] * tiles.cells[1])
+    torch.testing.assert_close(cells.sum(-1), values.sum(-1))
+
+
+@torch.no_grad()
+def test_painted_cell_changes_the_tokens_that_cover_it(
+    checkpoints: Checkpoints,
+) -> None:
+    """Of a vision tower without layers, which mixes nothing: the tile's token alone, and of the
+    thumbnail the one there, beyond what its resizing smears."""
+    model = build(hub.section("idefics3", checkpoints("idefics3"), image_size=64))
+    model.net.model.vision_model.encoder.layers = torch.nn.ModuleList()  # type: ignore[union-attr]
+    canvas = torch.full((3, 64, 64), 100.0)
+    cover = Tiles(2, 2, 2).cover()
+    assert cover is not None
+    clean = model.features(model.seen(canvas[None]))  # type: ignore[operator]
+    for cell in range(16):
+        y, x = divmod(cell, 4)
+        painted = canvas.clone()
+        painted[:, 16 * y + 6 : 16 * y + 10, 16 * x + 6 : 16 * x + 10] = 200
+        moved = (model.features(model.seen(painted[None])) - clean).abs().sum(-1)  # type: ignore[operator]
+        tiles, small = moved[:16], moved[16:]
+        assert tiles.nonzero().flatten().tolist() == [int(cover[0, cell])]
+        assert int(small.argmax()) + 16 == int(cover[1, cell])
 
 
 def test_limits_are_told(scene: Callable[[str], Scene]) -> None:
@@ -247,6 +307,19 @@ def test_limits_are_told(scene: Callable[[str], Scene]) -> None:
         Relevance(longest=5).explain(own)
     with pytest.raises(UserError, match=r"layer 2 is not there.* in 2 layers, so choose 0 to 1"):
         CrossGradCam(layer=2).explain(own)
+
+
+def test_relevance_flows_once_for_map_and_words(
+    scene: Callable[[str], Scene], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flows, whole = [], token_attention.relevance
+    monkeypatch.setattr(token_attention, "relevance", lambda seen: flows.append(1) or whole(seen))
+    own = scene("llava")
+    Relevance().explain(own)
+    WordRelevance().explain(own)
+    assert len(flows) == 1
+    WordRelevance(score="log_probability").explain(own)
+    assert len(flows) == 2
 
 
 def test_explain_draws_a_row_of_words_for_each_method(

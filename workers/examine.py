@@ -11,12 +11,14 @@ from schemas.config import RunConfig
 from schemas.example import Example
 from schemas.rows import MapRow
 from workers import catalog
+from workers.asked import ask
 from workers.checks.base import Explained, Subject
 from workers.errors import BadExample
 from workers.explain import Failed, guarded
 from workers.fidelity import engine_options
 from workers.images import decode
 from workers.methods.base import ImageMethod, Row, Scene
+from workers.methods.regions import BY_REGION, RegionMethod
 from workers.metrics.base import Scores
 from workers.objects import OUTAGE
 from workers.sweep.engine import Engine
@@ -62,6 +64,7 @@ class Examiner:
         self.checks = catalog.checks(config.metrics)
         self.batch = config.resources.batch
         self.read: dict[tuple[int, str, str], np.ndarray] = {}
+        """Question, path of an array and target -> what is stored there, of one image."""
 
     @cached_property
     def subject(self) -> Subject:
@@ -119,20 +122,19 @@ class Examiner:
 
     def _explained(self, stored: Stored, scene: Scene) -> Explained:
         row, method = stored.row, self.methods[stored.row.method]
-        answer = scene.model.answer_index(row.answer)
         assert isinstance(method, ImageMethod)
-        if answer is None:
-            raise BadExample(
-                f"{row.method} explains {row.answer!r}, which is no answer of this model; put back "
-                "the model that the maps were made with"
-            )
         question = list(scene.question_ids).index(row.question_id)
-        explained = Row(question, row.target, answer)  # type: ignore[arg-type]
-        return Explained(row.method, method, explained, row.question_id, self._values(row))
+        explained = Row(question, row.target, _answer(scene, row, question))  # type: ignore[arg-type]
+        by_region = None
+        if isinstance(method, RegionMethod):
+            path = f"{row.array.rpartition('/')[0]}/{BY_REGION}"
+            by_region = self._values(row.model_copy(update={"array": path}))
+        values = self._values(row)
+        return Explained(row.method, method, explained, row.question_id, values, by_region)
 
     def _values(self, row: MapRow) -> np.ndarray:
         """The map, read from the store once for all checks."""
-        key = (row.question_id, row.method, row.target)
+        key = (row.question_id, row.array, row.target)
         if key not in self.read:
             self.read[key] = self.fetch(row)
         return self.read[key]
@@ -145,19 +147,38 @@ class Examiner:
         model = self.subject.model
         image = decode(examples[0].image, self.config.limits)
         seen = model.see(image, examples[0].image_id)
+        questions = [model.tokenise(example.question) for example in examples]
+        asked = ask(model, seen.canvas, questions, [example.truth for example in examples])
         scene = Scene(
-            model=model,
+            model=asked.model,
             canvas=seen.canvas,
             regions=seen.regions,
-            questions=[model.tokenise(example.question) for example in examples],
+            questions=questions,
             question_ids=[example.question_id for example in examples],
-            truths=[None] * len(examples),
+            truths=asked.truths,
+            written=asked.predictions,
             batch=self.batch,
             engine=self.subject.engine,
         )
         if not torch.isfinite(scene.output.logits).all():
             raise BadExample("the model's logits on the clean input are not finite")
         return scene
+
+
+def _answer(scene: Scene, row: MapRow, question: int) -> int:
+    """The explained answer's number. Of a model that writes it is what it writes, or what it is
+    given: two texts of one name may differ in their sub-tokens."""
+    answer = scene.model.answer_index(row.answer)
+    if scene.written is not None:
+        own = scene.written if row.target == "predicted" else scene.truths
+        answer = own[question]
+    if answer is None or scene.model.answers[answer] != row.answer:
+        now = "no answer of this model" if answer is None else "not what this model writes now"
+        raise BadExample(
+            f"{row.method} explains {row.answer!r}, which is {now}; put back the model and the "
+            "device that the maps were made with"
+        )
+    return answer
 
 
 def _examples(maps: Sequence[Stored]) -> list[Example]:

@@ -89,6 +89,8 @@ def _text() -> Text:
             "knows more.",
             "Random order scatters its cells, the cells of a coarse map come in patches: the gain "
             "of the `random` baseline, a coarse map of noise, tells what that alone is worth.",
+            "Of a model of regions it is regions that are taken away and brought back, by their "
+            "features; of an answer that a model writes the curves are of the log-probability.",
             "Painted images are not like those the model was trained on. A gain says that the "
             "model reacts to these cells, not that a person would call them the evidence.",
         ),
@@ -146,7 +148,7 @@ def _pictures(evidence: Evidence, target: str) -> list[Picture]:
 
 
 def mean_curves(evidence: Evidence, name: str, target: str) -> pd.DataFrame:
-    """``method, fraction, mean, low, high, n``: the mean probability at each point, a method a
+    """``method, fraction, mean, low, high, n``: the mean score at each point, a method a
     block; ``random order`` is what chance gives on the same questions."""
     blocks = []
     for metric, shown in ((f"{name}_auc", None), (f"{name}_random_auc", "random order")):
@@ -188,7 +190,11 @@ def _picture(name: str, better: str, target: str, data: pd.DataFrame) -> Picture
                 own["fraction"], own["low"], own["high"], color="black", alpha=0.15, linewidth=0
             )
     doing = "painted over" if name == "deletion" else "brought back"
-    axes.set(xlabel=f"part of the cells {doing}", ylabel="probability of the answer", ylim=(0, 1))
+    axes.set(xlabel=f"part of the image {doing}", ylabel="probability of the answer")
+    if (data["mean"] < 0).any():  # of a text that was written
+        axes.set(ylabel="log-probability of the answer")
+    else:
+        axes.set(ylim=(0, 1))
     axes.legend(fontsize="small", ncols=2)
     return Picture(
         name=f"{name}_curves",

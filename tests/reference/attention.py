@@ -1,6 +1,7 @@
 """What attention maps are, written out: transformers' own outputs, one image, one question, one
 answer, one head after the other, in float64."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,29 @@ def generative(
     logits = out.logits[0, len(asked) - 1 :]
     score = sum(logits[i].log_softmax(-1)[token] for i, token in enumerate(ids))
     return Seen(out.attentions, score), asked, len(ids)
+
+
+def painted(values: np.ndarray, pieces: Sequence[str], shape: tuple[int, int]) -> np.ndarray:
+    """An Idefics3 prompt's image tokens, value by value, painted onto the frame: ``<row_r_col_c>``
+    begins the tokens of a tile, ``<global-img>`` those of the thumbnail, row by row; a token has a
+    rectangle of the frame, and its value is spread evenly over the cells there."""
+    tags = [re.fullmatch(r"<row_(\d)_col_(\d)>", piece) for piece in pieces]
+    places = [(int(tag[1]) - 1, int(tag[2]) - 1) for tag in tags if tag]
+    rows, columns = max(r for r, _ in places) + 1, max(c for _, c in places) + 1
+    side = round((sum(piece == "<image>" for piece in pieces) / (rows * columns + 1)) ** 0.5)
+    frame, left = np.zeros((rows * side, columns * side)), list(values)
+    for piece, tag in zip(pieces, tags, strict=True):
+        if tag or piece == "<global-img>":
+            top, start = (int(tag[1]) - 1, int(tag[2]) - 1) if tag else (0, 0)
+            down, along, number = (1, 1, 0) if tag else (rows, columns, 0)
+        elif piece == "<image>":
+            y = top * side + number // side * down
+            x = start * side + number % side * along
+            frame[y : y + down, x : x + along] += left.pop(0) / (down * along)
+            number += 1
+    assert frame.shape == shape
+    assert not left
+    return frame
 
 
 def rollout(layers: Sequence[np.ndarray]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import ClassVar, NamedTuple, TypeVar, cast
 
@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from workers.methods.base import ImageMethod, Row, Scene
+from workers.methods.regions import BY_REGION
 from workers.metrics.base import Measure, Scores
-from workers.models.base import Capability, VQAModel
+from workers.models.base import Capability, VQAModel, present
 from workers.sweep.engine import Engine
 
 Result = TypeVar("Result")
@@ -27,6 +28,13 @@ class Explained:
     row: Row
     question_id: int
     values: np.ndarray
+    regions: np.ndarray | None = None
+    """Of a method that explains regions their values ``(region,)``, of which the map is painted."""
+
+    def magnitudes(self) -> "Explained":
+        """Without signs."""
+        regions = None if self.regions is None else np.abs(self.regions)
+        return replace(self, values=np.abs(self.values), regions=regions)
 
 
 @dataclass
@@ -102,6 +110,7 @@ def scene_like(
         questions=scene.questions,
         question_ids=scene.question_ids,
         truths=scene.truths,
+        written=scene.written,
         targets=scene.targets,
         batch=scene.batch,
         engine=engine,
@@ -125,10 +134,25 @@ def maps_again(
     scene: Scene, explained: Sequence[Explained], rows: Sequence[Row]
 ) -> list[np.ndarray]:
     """The primary maps of ``scene``, whose rows stand in for ``rows``, one for each of
-    ``explained``; each method explains the scene once."""
+    ``explained``, or the values of its regions; each method explains the scene once."""
     maps = {}
     for e in explained:
         if e.label not in maps:
-            maps[e.label] = e.method.explain(scene).arrays[e.method.primary]
+            array = e.method.primary if e.regions is None else BY_REGION
+            maps[e.label] = e.method.explain(scene).arrays[array]
     place = {row: i for i, row in enumerate(rows)}
-    return [np.asarray(maps[e.label][place[e.row]]) for e in explained]
+    return [_there(np.asarray(maps[e.label][place[e.row]]), e, scene) for e in explained]
+
+
+def own_maps(scene: Scene, explained: Sequence[Explained]) -> list[np.ndarray]:
+    """What ``maps_again`` is compared with: where two maps are painted of the same boxes, their
+    cells are alike whatever the values are."""
+    maps = (e.values if e.regions is None else e.regions for e in explained)
+    return [_there(values, e, scene) for values, e in zip(maps, explained, strict=True)]
+
+
+def _there(values: np.ndarray, explained: Explained, scene: Scene) -> np.ndarray:
+    """Of regions those alone that the image has."""
+    if explained.regions is None:
+        return values
+    return values[present(scene.seen[0]).cpu().numpy()]

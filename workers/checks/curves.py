@@ -10,17 +10,15 @@ from pydantic import Field
 from torch import Tensor
 
 from workers.checks.base import Check, Explained, Passes, Subject
+from workers.checks.parts import Cells, Parts, Regions
 from workers.errors import BadExample
-from workers.methods.base import ImageMethod, Row, Scene, scores
+from workers.methods.base import ImageMethod, Row, Scene, Score, scores
 from workers.metrics.base import DEGENERATE_MODEL, OK, Scores
-from workers.metrics.resampling import resize
-from workers.models.base import VQAModel
+from workers.models.base import Capability, VQAModel
 from workers.sweep import patches
-from workers.sweep.plain import masked
-from workers.sweep.windows import grid_windows
 
 Order = np.ndarray
-"""Cells of the grid, row-major numbers, the most important first."""
+"""Numbers of parts, the most important first."""
 
 
 class DeletionInsertion(Check):
@@ -38,7 +36,12 @@ class DeletionInsertion(Check):
     pixel; here the map is first brought to a grid, because a map of 14 x 14 cells has no order
     of pixels. Cells of equal value follow in the image's first random order, not from the top
     left. A map that is constant on the grid has no order: ``degenerate_model``.
+
+    Of a model of regions the regions are deleted and inserted in place of cells, by the map's own
+    values of them; one that is deleted has features of zero, and insertion begins with all zero.
     """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset()
 
     names: ClassVar[tuple[str, ...]] = (
         *("deletion_auc", "deletion_random_auc", "deletion_gain"),
@@ -52,16 +55,21 @@ class DeletionInsertion(Check):
     """Random orders of an image; their curves are averaged."""
     values: Literal["signed", "absolute"] = "signed"
     """``signed``: evidence against the answer comes last. ``absolute`` as the agreement metrics."""
+    curve: Literal["probability", "log_probability"] | None = None
+    """What the curves are of. Where none is given the probability, and of a text that a model
+    writes its logarithm: a text of some sub-tokens has a probability near 0 whatever is painted."""
     delete_with: patches.Patch = "gray"
     insert_into: patches.Patch = "blur"
     sigma: float = Field(patches.BLUR_SIGMA, gt=0)
     """Of a blur, in shorter sides of the input."""
 
     def conventions(self) -> str:
+        written = "" if self.curve else "; of a written text log_probability"
         return (
-            f"probability; {self.values} map, area down, bilinear up to {self.grid}x{self.grid}, "
-            f"ties in random order; {self.steps} steps, trapezoid; deleted with "
-            f"{self.delete_with}, inserted into {self.insert_into}; {self.draws} random orders"
+            f"{self.curve or 'probability'}; {self.values} map, area down, bilinear up to "
+            f"{self.grid}x{self.grid}, ties in random order; {self.steps} steps, trapezoid; "
+            f"deleted with {self.delete_with}, inserted into {self.insert_into}; {self.draws} "
+            f"random orders{written}; of regions their own values, features of zero"
         )
 
     def passes(self, methods: Mapping[str, ImageMethod], model: VQAModel) -> Passes:
@@ -70,82 +78,57 @@ class DeletionInsertion(Check):
     def score(
         self, subject: Subject, scene: Scene, explained: Sequence[Explained]
     ) -> dict[str, Scores]:
-        chance = self._random_orders(scene.canvas)
-        grids = [self._grid(e.values) for e in explained]
-        orders = [_ordered(grid, chance[0]) for grid in grids]
-        flat = np.array([np.ptp(grid) == 0 for grid in grids])
+        parts = Cells(scene, self.grid) if scene.regions is None else Regions(scene, self.grid)
+        chance = self._random_orders(scene.canvas, parts.count)
+        values = [self._values(parts, e) for e in explained]
+        orders = [_ordered(own, chance[0]) for own in values]
+        flat = np.array([np.ptp(own) == 0 for own in values])
+        fractions = self._counts(parts.count) / parts.count
         results: dict[str, Scores] = {}
         for name, sign in (("deletion", -1), ("insertion", 1)):
-            ways = self._ways(scene, name, [*orders, *chance])
+            ways = self._ways(scene, parts, name, [*orders, *chance])
             rows = [e.row for e in explained]
             own = np.stack([ways.curve(row, i) for i, row in enumerate(rows)])
             means = {row: ways.mean(row, len(orders), len(chance)) for row in dict.fromkeys(rows)}
             by_chance = np.stack([means[row] for row in rows])
-            results |= _areas(name, sign, self._fractions(), own, by_chance, flat)
+            results |= _areas(name, sign, fractions, own, by_chance, flat)
         return results
 
-    def _grid(self, values: np.ndarray) -> np.ndarray:
-        if not np.isfinite(values).all():
+    def _values(self, parts: Parts, explained: Explained) -> np.ndarray:
+        if not np.isfinite(explained.values).all():
             raise BadExample("a map holds values that are not finite; compute it again")
-        return resize(np.abs(values) if self.values == "absolute" else values, self.grid).ravel()
+        if self.values == "absolute":
+            explained = explained.magnitudes()
+        return parts.values(explained)
 
-    def _random_orders(self, canvas: Tensor) -> list[Order]:
+    def _random_orders(self, canvas: Tensor, count: int) -> list[Order]:
         numbers = patches.generator(canvas, self.seed)
-        return [numbers.permutation(self.grid**2) for _ in range(self.draws)]
+        return [numbers.permutation(count) for _ in range(self.draws)]
 
-    def _counts(self) -> list[int]:
-        """Cells that are painted, or back, at each of the curve's points."""
-        return [round(k * self.grid**2 / self.steps) for k in range(self.steps + 1)]
+    def _counts(self, count: int) -> np.ndarray:
+        """Parts that are gone, or back, at each of the curve's points."""
+        return np.array([round(k * count / self.steps) for k in range(self.steps + 1)])
 
-    def _fractions(self) -> np.ndarray:
-        return np.array(self._counts()) / self.grid**2
-
-    def _ways(self, scene: Scene, name: str, orders: Sequence[Order]) -> "_Ways":
-        """Every image of every order through the trunk, equal ones once."""
-        deleting, counts = name == "deletion", self._counts()
+    def _ways(self, scene: Scene, parts: Parts, name: str, orders: Sequence[Order]) -> "_Ways":
+        """Every image of every order through the model, equal ones once."""
+        deleting, counts = name == "deletion", self._counts(parts.count)
         inner = counts[1:] if deleting else counts[:-1]
-        seen = np.full((len(orders), len(inner), self.grid**2), deleting)
+        seen = np.full((len(orders), len(inner), parts.count), deleting)
         for i, order in enumerate(orders):
             for k, count in enumerate(inner):
                 seen[i, k, order[:count]] = not deleting
         packed, places = np.unique(
-            np.packbits(seen, axis=-1).reshape(-1, (self.grid**2 + 7) // 8),
+            np.packbits(seen, axis=-1).reshape(-1, (parts.count + 7) // 8),
             axis=0,
             return_inverse=True,
         )
-        cells = np.unpackbits(packed, axis=-1, count=self.grid**2).astype(bool)
+        there = np.unpackbits(packed, axis=-1, count=parts.count).astype(bool)
         patch = self.delete_with if deleting else self.insert_into
-        fill = patches.fill(scene.canvas, patch, self.sigma, self.seed)
-        logits = masked(scene, CellMasks.of(cells, self.grid, scene.canvas), fill)
+        logits = parts.logits(there, patches.fill(scene.canvas, patch, self.sigma, self.seed))
         if not torch.isfinite(logits).all():
             raise BadExample(f"{name}: the model's logits on a painted image are not finite")
-        return _Ways(scene, logits, places.reshape(seen.shape[:2]), deleting)
-
-
-@dataclass(frozen=True)
-class CellMasks:
-    """Masks ``(n, y, x)`` of zeros and ones, made from ``cells (n, cell)`` when a slice is asked
-    for."""
-
-    cells: Tensor
-    rows: Tensor
-    columns: Tensor
-
-    @classmethod
-    def of(cls, cells: np.ndarray, grid: int, canvas: Tensor) -> "CellMasks":
-        _, height, width = canvas.shape
-        windows = grid_windows(height, width, grid)
-        rows, columns = (
-            torch.tensor([i for i, (a, b) in enumerate(side) for _ in range(a, b)])
-            for side in (windows.rows, windows.columns)
-        )
-        return cls(torch.from_numpy(cells).unflatten(1, (grid, grid)), rows, columns)
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def __getitem__(self, batch: slice) -> Tensor:
-        return self.cells[batch][:, self.rows][:, :, self.columns]
+        score = self.curve or ("probability" if scene.written is None else "log_probability")
+        return _Ways(scene, logits, places.reshape(seen.shape[:2]), deleting, score)
 
 
 @dataclass(frozen=True)
@@ -158,25 +141,26 @@ class _Ways:
     places: np.ndarray
     """``(order, step)`` -> image."""
     deleting: bool
+    score: Score
 
     def curve(self, row: Row, order: int) -> np.ndarray:
-        """The row's probability along one order, the whole image's own at its end of it."""
+        """The row's score along one order, the whole image's own at its end of it."""
         painted = self.logits[torch.from_numpy(self.places[order]), row.question]
         whole = self.scene.output.logits[row.question][None]
         logits = torch.cat([whole, painted] if self.deleting else [painted, whole]).double()
         answers = torch.full((len(logits),), row.answer, device=logits.device)
-        return scores(logits, answers, "probability").cpu().numpy()
+        return scores(logits, answers, self.score).cpu().numpy()
 
     def mean(self, row: Row, first: int, count: int) -> np.ndarray:
         """The mean curve of ``count`` orders."""
         return np.mean([self.curve(row, first + i) for i in range(count)], axis=0)
 
 
-def _ordered(grid: np.ndarray, among_equals: Order) -> Order:
-    """Cells by falling value; equal ones as the other order has them."""
-    rank = np.empty(len(grid), int)
-    rank[among_equals] = np.arange(len(grid))
-    return np.lexsort((rank, -grid))
+def _ordered(values: np.ndarray, among_equals: Order) -> Order:
+    """Parts by falling value; equal ones as the other order has them."""
+    rank = np.empty(len(values), int)
+    rank[among_equals] = np.arange(len(values))
+    return np.lexsort((rank, -values))
 
 
 def _areas(

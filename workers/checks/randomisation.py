@@ -17,17 +17,18 @@ from workers.checks.base import (
     keeps_graph,
     lot,
     maps_again,
+    own_maps,
     scene_like,
 )
 from workers.checks.stages import cascade, stages
-from workers.errors import BadExample
 from workers.methods.base import ImageMethod, Row, Scene
 from workers.metrics.base import DEGENERATE_MODEL, Scores
-from workers.models.base import VQAModel
+from workers.models.base import Capability, VQAModel
 
 DEGENERATE_OTHER = "degenerate_other"
 """The map it is compared with, of the randomised model or of the other answer, is constant."""
 NOT_FINITE_OTHER = "not_finite_other"
+NO_OTHER = "no_other_answer"
 
 
 class Sanity(Check):
@@ -46,14 +47,19 @@ class Sanity(Check):
     would train a model on shuffled labels. ``sanity_noise``: with noise on the map's own grid, the
     level that says nothing.
 
-    At the maps' own resolution, mean ranks for ties. Approximate methods are made exact. A map, or
-    its counterpart, that is constant has no rho: ``degenerate_model``, ``degenerate_other``.
+    Of a model that writes, the answer stays the text that was explained, and another is one of the
+    image's other texts: where it has none the status is ``no_other_answer``.
+
+    At the maps' own resolution, mean ranks for ties; of regions by their values. Approximate
+    methods are made exact. A map, or its counterpart, that is constant has no rho:
+    ``degenerate_model``, ``degenerate_other``.
     """
 
     names: ClassVar[tuple[str, ...]] = (
         *("sanity_cascade_*", "sanity_independent_*"),
         *("sanity_target", "sanity_target_signed", "sanity_noise"),
     )
+    needs: ClassVar[frozenset[Capability]] = frozenset()
     sample: float = Field(0.1, gt=0, le=1)
     """As of every check: the part of the examples that is examined."""
     order: Literal["cascade", "independent"] = "cascade"
@@ -74,12 +80,14 @@ class Sanity(Check):
         self, subject: Subject, scene: Scene, explained: Sequence[Explained]
     ) -> dict[str, Scores]:
         exact = [replace(e, method=e.method.exact()) for e in explained]
-        own = [e.values for e in exact]
-        noise = {"sanity_noise": rho(np.abs, own, [_noise(e, self.seed) for e in exact])}
+        own = own_maps(scene, exact)
+        noises = [_noise(e, values, self.seed) for e, values in zip(exact, own, strict=True)]
+        noise = {"sanity_noise": rho(np.abs, own, noises)}
         rows = distinct_rows(exact)
         results = noise | self._targets(subject, scene, exact, rows)
         for number, (name, model) in enumerate(self._models(subject), start=1):
-            other = scene_like(scene, rows, model=model, gradients=keeps_graph(exact))
+            bound = model.bound_like(scene.model)
+            other = scene_like(scene, rows, model=bound, gradients=keeps_graph(exact))
             again = maps_again(other, exact, rows)
             prefix, suffix = f"sanity_{self.order}", f"_{number:02d}_{name}"
             results[prefix + suffix] = rho(np.abs, own, again)
@@ -97,13 +105,14 @@ class Sanity(Check):
         self, subject: Subject, scene: Scene, explained: Sequence[Explained], rows: Sequence[Row]
     ) -> dict[str, Scores]:
         """Against the maps for other answers."""
-        answers, ids = len(scene.model.answers), scene.question_ids
+        answers, ids = len(scene.model.answers) - scene.model.rest, scene.question_ids
+        none = {NO_OTHER: np.full(len(explained), answers < 2)}
         others = [_other(row, ids[row.question], answers, self.seed) for row in rows]
         asked = scene_like(scene, others, engine=subject.engine, gradients=keeps_graph(explained))
-        own, again = [e.values for e in explained], maps_again(asked, explained, rows)
+        own, again = own_maps(scene, explained), maps_again(asked, explained, rows)
         return {
-            "sanity_target": rho(np.abs, own, again),
-            "sanity_target_signed": rho(np.asarray, own, again),
+            "sanity_target": rho(np.abs, own, again, none),
+            "sanity_target_signed": rho(np.asarray, own, again, none),
         }
 
 
@@ -111,14 +120,17 @@ def rho(
     view: Callable[[np.ndarray], np.ndarray],
     maps: Sequence[np.ndarray],
     others: Sequence[np.ndarray],
+    known: Mapping[str, np.ndarray] | None = None,
 ) -> Scores:
-    """Spearman's rho of each pair, of what ``view`` makes of the maps."""
+    """Spearman's rho of each pair, of what ``view`` makes of the maps; ``known`` are faults that
+    a pair has whatever the maps are."""
     finite = np.array([bool(np.isfinite(b).all()) for b in others])
     pairs = [
         (view(a).ravel(), view(b if ok else np.zeros_like(b)).ravel())
         for a, b, ok in zip(maps, others, finite, strict=True)
     ]
     faults = {
+        **(known or {}),
         DEGENERATE_MODEL: np.array([np.ptp(a) == 0 for a, _ in pairs], bool),
         NOT_FINITE_OTHER: ~finite,
         DEGENERATE_OTHER: np.array([np.ptp(b) == 0 for _, b in pairs], bool),
@@ -136,12 +148,10 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 def _other(row: Row, question_id: int, answers: int, seed: int) -> Row:
     """The row for another answer, each as likely; it hangs on question, answer and seed alone."""
-    if answers < 2:
-        raise BadExample("the model knows one answer only: there is no other to explain")
     step = 1 + int(lot(question_id, seed + 1) * (answers - 1))
     return Row(row.question, row.target, (row.answer + step) % answers)
 
 
-def _noise(explained: Explained, seed: int) -> np.ndarray:
+def _noise(explained: Explained, values: np.ndarray, seed: int) -> np.ndarray:
     """Uniform noise of the map's shape; not the noise of the ``random`` baseline."""
-    return np.random.default_rng([seed, explained.question_id, 1]).random(explained.values.shape)
+    return np.random.default_rng([seed, explained.question_id, 1]).random(values.shape)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from workers.errors import UserError
 from workers.models.base import VQAModel
@@ -22,9 +22,12 @@ def stages(model: VQAModel) -> list[Stage]:
     """Stages by named modules, last first.
 
     A model registers its parts in the order in which it runs them, the trunk first. A part that is
-    a plain sequence, itself or by way of an only child, gives a stage for each of its layers; any
+    a plain sequence, itself or by way of an only child, gives a stage for each of its layers; one
+    that holds a list of layers somewhere, as transformers do, is taken apart down to that list; any
     other part is one stage. A layer without a weight matrix (normalisation) belongs to the one
-    before it.
+    before it. LXMERT registers the layers of its regions behind those that join them with the
+    question; there the two are the other way round.
+    Weights that two stages share are drawn with the first of them.
     """
     if loose := [name for name, _ in model.named_parameters(recurse=False)]:
         raise UserError(
@@ -48,11 +51,15 @@ def _layers(name: str, part: nn.Module) -> list[tuple[str, nn.Module]]:
     children = list(part.named_children())
     if len(children) == 1 and not list(part.parameters(recurse=False)):
         return _layers(f"{name}.{children[0][0]}", children[0][1])
-    if isinstance(part, nn.Sequential):
+    if isinstance(part, nn.Sequential | nn.ModuleList):
         return [(f"{name}.{child}", module) for child, module in children]
+    listed = any(isinstance(module, nn.ModuleList) for module in part.modules())
+    if listed and not list(part.parameters(recurse=False)):
+        return [layer for child, module in children for layer in _layers(f"{name}.{child}", module)]
     return [(name, part)]
 
 
+@torch.no_grad()
 def reset(model: VQAModel, seed: int) -> VQAModel:
     """A copy with every weight drawn anew by its layer's own rule for new layers, and running
     statistics as new; drawn on the CPU, so that it is the same on every device."""
@@ -61,20 +68,41 @@ def reset(model: VQAModel, seed: int) -> VQAModel:
         torch.default_generator.manual_seed(seed)
         for stage in stages(fresh):
             for path in stage.modules:
-                _reset_layers(path, fresh.get_submodule(path))
+                for name, _ in fresh.get_submodule(path).named_modules():
+                    _reset_layer(fresh, f"{path}.{name}".rstrip("."))
     return fresh.to(model.device)
 
 
-def _reset_layers(path: str, part: nn.Module) -> None:
-    for name, module in part.named_modules():
-        rule = getattr(module, "reset_parameters", None)
-        if callable(rule):
-            rule()
-        elif list(module.parameters(recurse=False)):
-            raise UserError(
-                f"{path}.{name}: a {type(module).__name__} holds weights and has no "
-                "reset_parameters() to draw them anew; give it one, or remove metrics.sanity"
-            )
+def _reset_layer(model: nn.Module, path: str) -> None:
+    """What a module holds itself. A net of transformers has the rule for all of its layers; what
+    that leaves as it is (ViLT's position embeddings) is drawn with the deviation it has."""
+    module = model.get_submodule(path)
+    before = [p.detach().clone() for p in module.parameters(recurse=False)]
+    nets = [net for net in _around(model, path) if hasattr(net, "_init_weights")]
+    rule = getattr(module, "reset_parameters", None)
+    if nets:
+        nets[-1]._init_weights(module)  # type: ignore[operator]
+        for old, parameter in zip(before, module.parameters(recurse=False), strict=True):
+            if _kept(old, parameter):
+                parameter.normal_(float(old.float().mean()), float(old.float().std()))
+    elif callable(rule):
+        rule()
+    elif before:
+        raise UserError(
+            f"{path}: a {type(module).__name__} holds weights and has no reset_parameters() to "
+            "draw them anew; give it one, or remove metrics.sanity"
+        )
+
+
+def _around(model: nn.Module, path: str) -> list[nn.Module]:
+    """The module there and all that hold it, the whole model first."""
+    names = path.split(".")
+    return [model.get_submodule(".".join(names[:end])) for end in range(len(names) + 1)]
+
+
+def _kept(before: Tensor, after: Tensor) -> bool:
+    """Whether a tensor is what it was; all ones, or all zeros, are what many a rule gives."""
+    return torch.equal(before, after) and bool((before != before.flatten()[:1]).any())
 
 
 def cascade(model: VQAModel, seed: int, independent: bool) -> Iterator[tuple[Stage, VQAModel]]:

@@ -18,6 +18,7 @@ from workers.models.base import (
     Capability,
     Geometry,
     HeadOutput,
+    Near,
     RegionModel,
     SplitModel,
     Tokens,
@@ -94,6 +95,11 @@ class Scene:
         """The image as ``logits`` take it, ``(1, ...)``: its canvas, or its regions."""
         seen = self.canvas if self.regions is None else self.regions
         return seen[None].to(self.model.dtype)
+
+    @cached_property
+    def near(self) -> Near:
+        """What a black box is asked with about painted canvases; not of a model of regions."""
+        return self.model.near(self.canvas.to(self.model.dtype), self.questions)
 
     @cached_property
     def pixels(self) -> Tensor:

@@ -13,6 +13,8 @@ from workers.models.base import Capability, Geometry, present
 from workers.sweep.batches import in_batches
 
 Paint = Literal["max", "mean", "sum_over_area"]
+BY_REGION = "regions"
+"""The array that a map is painted of."""
 
 
 class RegionMethod(ImageMethod, ABC):
@@ -34,7 +36,7 @@ class RegionMethod(ImageMethod, ABC):
         n, cells = geometry.regions, (self.grid, self.grid)
         return (
             ArraySpec(name="map", dims=("y", "x"), shape=cells),
-            ArraySpec(name="regions", dims=("region",), shape=(n,)),
+            ArraySpec(name=BY_REGION, dims=("region",), shape=(n,)),
             ArraySpec(name="boxes", dims=("region", "corner"), shape=(n, 4), per_target=False),
         )
 
@@ -43,7 +45,7 @@ class RegionMethod(ImageMethod, ABC):
         values = self.values(scene).masked_fill(~present(regions), 0)
         boxes = regions[:, :4].expand(len(scene.questions), -1, -1)
         painted = paint(values, regions[:, :4], self.grid, self.paint)
-        return Maps.of({"map": painted, "regions": values, "boxes": boxes})
+        return Maps.of({"map": painted, BY_REGION: values, "boxes": boxes})
 
     @abstractmethod
     def values(self, scene: Scene) -> Tensor:

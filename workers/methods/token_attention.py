@@ -13,7 +13,16 @@ from schemas.arrays import ArraySpec
 from workers.errors import BadExample, UserError
 from workers.methods.backward import AttentionPass as Pass
 from workers.methods.backward import attention_pass
-from workers.methods.base import ImageMethod, Maps, Scene, WordMethod, WordScores, to_numpy
+from workers.methods.base import (
+    ImageMethod,
+    Maps,
+    Row,
+    Scene,
+    Score,
+    WordMethod,
+    WordScores,
+    to_numpy,
+)
 from workers.models.base import Attended, Capability, Geometry, Layer, Stream
 
 Flow = dict[tuple[Stream, Stream], Tensor]
@@ -23,7 +32,8 @@ Flow = dict[tuple[Stream, Stream], Tensor]
 class TokenMethod(ImageMethod, ABC):
     """Arrays ``map (row, y, x)`` over the model's image tokens, and ``words (row, word, y, x)``,
     one map for each word of the question in its order, zero where there is no such word. The maps
-    of a word's sub-tokens are summed up."""
+    of a word's sub-tokens are summed up. Of an image that is cut into tiles the cells are the
+    tiles' tokens, and a token of the thumbnail, which covers many, is spread evenly over them."""
 
     needs: ClassVar[frozenset[Capability]] = frozenset({Capability.TOKENS})
     longest: PositiveInt = 24
@@ -38,13 +48,14 @@ class TokenMethod(ImageMethod, ABC):
         )
 
     def explain(self, scene: Scene) -> Maps:
-        found = [self._row(attention_pass(scene, row, self.score)) for row in scene.rows]
+        found = [self._row(scene, row) for row in scene.rows]
         maps, words = zip(*found, strict=True)
         return Maps.of({"map": torch.stack(maps), "words": torch.stack(words)})
 
-    def _row(self, seen: Pass) -> tuple[Tensor, Tensor]:
-        cells = seen.attended.cells
-        whole, words = self.read(seen)
+    def _row(self, scene: Scene, row: Row) -> tuple[Tensor, Tensor]:
+        attended = attention_pass(scene, row, self.score).attended
+        cells = attended.cells
+        whole, words = (on_cells(tokens, attended.cover) for tokens in self.read(scene, row))
         if len(words) > self.longest:
             raise BadExample(
                 f"the question has {len(words)} words, the limit of this method's maps is "
@@ -55,8 +66,8 @@ class TokenMethod(ImageMethod, ABC):
         return whole.unflatten(0, cells), padded
 
     @abstractmethod
-    def read(self, seen: Pass) -> tuple[Tensor, Tensor]:
-        """A map ``(cell,)`` and one for each word ``(word, cell)``."""
+    def read(self, scene: Scene, row: Row) -> tuple[Tensor, Tensor]:
+        """Values of the image's tokens ``(token,)``, and for each word ``(word, token)``."""
 
 
 class AttentionRollout(TokenMethod):
@@ -69,7 +80,8 @@ class AttentionRollout(TokenMethod):
     sequence's tokens hold.
     """
 
-    def read(self, seen: Pass) -> tuple[Tensor, Tensor]:
+    def read(self, scene: Scene, row: Row) -> tuple[Tensor, Tensor]:
+        seen = attention_pass(scene, row, self.score)
         return read_flow(rollout(seen.attended.layers, seen.probabilities), seen)
 
 
@@ -84,8 +96,9 @@ class Relevance(TokenMethod):
     to zero stays zero, where the published code divides by it.
     """
 
-    def read(self, seen: Pass) -> tuple[Tensor, Tensor]:
-        return read_flow(relevance(seen), seen)
+    def read(self, scene: Scene, row: Row) -> tuple[Tensor, Tensor]:
+        seen = attention_pass(scene, row, self.score)
+        return read_flow(relevance_of(scene, row, self.score), seen)
 
 
 class CrossGradCam(TokenMethod):
@@ -101,7 +114,8 @@ class CrossGradCam(TokenMethod):
     """Counted from 0 among the layers in which the question attends to the image. By default the
     middle one: 6 of BLIP's 12, as its authors' code has it."""
 
-    def read(self, seen: Pass) -> tuple[Tensor, Tensor]:
+    def read(self, scene: Scene, row: Row) -> tuple[Tensor, Tensor]:
+        seen = attention_pass(scene, row, self.score)
         layer = self._layer(seen.attended)
         cams = seen.probabilities[layer] * seen.gradients[layer].clamp(min=0)
         tokens = cams.mean(0)[:, list(seen.attended.image.tokens)]
@@ -133,11 +147,11 @@ class WordRelevance(WordMethod):
     def explain(self, scene: Scene) -> WordScores:
         passes = [attention_pass(scene, row, self.score) for row in scene.rows]
         parts = [[len(word.tokens) for word in seen.attended.words] for seen in passes]
-        return WordScores([self._of(seen) for seen in passes], sub_tokens=parts)
+        return WordScores([self._of(scene, row) for row in scene.rows], sub_tokens=parts)
 
-    def _of(self, seen: Pass) -> np.ndarray:
+    def _of(self, scene: Scene, row: Row) -> np.ndarray:
+        seen, flow = attention_pass(scene, row, self.score), relevance_of(scene, row, self.score)
         words = seen.attended.words
-        flow = relevance(seen)
         read = flow[seen.output.stream, words[0].stream][list(seen.output.tokens)].mean(0)
         return to_numpy(torch.stack([read[list(word.tokens)].sum() for word in words]))
 
@@ -154,6 +168,12 @@ def rollout(layers: Sequence[Layer], probabilities: Sequence[Tensor]) -> Flow:
             parts = [part[t] for part in (brought, held) if t in part]
             flow[asking, t] = torch.stack(parts).sum(0) / 2
     return flow
+
+
+def relevance_of(scene: Scene, row: Row, score: Score) -> Flow:
+    """Of one row, once for its map and its words."""
+    key = ("relevance", row, score)
+    return scene.once(key, lambda: relevance(attention_pass(scene, row, score)))
 
 
 def relevance(seen: Pass) -> Flow:
@@ -194,19 +214,29 @@ def _normalised(own: Tensor) -> Tensor:
 
 
 def read_flow(flow: Flow, seen: Pass) -> tuple[Tensor, Tensor]:
-    """What the answer's tokens hold of the image's cells, and what each word holds."""
+    """What the answer's tokens hold of the image's tokens, and what each word holds."""
     image, output = seen.attended.image, seen.output
     of_answer = flow[output.stream, image.stream][list(output.tokens)].mean(0)
-    cells = list(image.tokens)
-    tokens = flow[seen.attended.words[0].stream, image.stream][:, cells]
-    return of_answer[cells], _words_of(tokens, seen)
+    own = list(image.tokens)
+    tokens = flow[seen.attended.words[0].stream, image.stream][:, own]
+    return of_answer[own], _words_of(tokens, seen)
 
 
 def _words_of(tokens: Tensor, seen: Pass) -> Tensor:
-    """``(token, cell)`` of the question's stream -> ``(word, cell)``."""
+    """``(token, image token)`` of the question's stream -> ``(word, image token)``."""
     return torch.stack([tokens[list(word.tokens)].sum(0) for word in seen.attended.words])
 
 
 def _mean_of_words(tokens: Tensor, seen: Pass) -> Tensor:
-    """``(token, cell)`` -> the mean over all sub-tokens of words, ``(cell,)``."""
+    """``(token, image token)`` -> the mean over all sub-tokens of words."""
     return tokens[[token for word in seen.attended.words for token in word.tokens]].mean(0)
+
+
+def on_cells(values: Tensor, cover: Tensor | None) -> Tensor:
+    """Values of an image's tokens ``(..., token)`` at its cells ``(..., cell)``: each is spread
+    evenly over the cells that its token covers, so that the sum stays what it is."""
+    if cover is None:
+        return values
+    cover = cover.to(values.device)
+    shared = values / cover.flatten().bincount(minlength=values.shape[-1])
+    return shared[..., cover].sum(-2)

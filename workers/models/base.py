@@ -117,13 +117,16 @@ class Attended:
     layers: tuple[Layer, ...]
     """In the order they ran."""
     image: Places
-    """The image's cells, row by row."""
+    """The image's tokens."""
     cells: tuple[int, int]
-    """How many of them there are, ``(y, x)``."""
+    """How many cells the image has, ``(y, x)``; they come row by row."""
     words: tuple[Places, ...]
     """Each word's sub-tokens."""
     output: tuple[Places, ...]
     """For each answer, the tokens that it is read from."""
+    cover: Tensor | None = None
+    """Which of the image's tokens each cell lies in, ``(level, cell)``; None where cells and tokens
+    are the same."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,23 @@ class Seen:
     regions: Tensor | None = None
 
 
+class Near:
+    """An image's questions, asked of canvases that are the image's own but for what is painted over
+    it. A model that need not compute anew what they share with it has a kind of its own."""
+
+    def __init__(self, model: "VQAModel", questions: Sequence[Tokens]) -> None:
+        self.model, self.questions = model, questions
+
+    def groups(self, windows: Sequence[tuple[int, int, int, int]]) -> list[list[int]]:
+        """Which windows (top, bottom, left, right) are best painted in one batch: every one's
+        number once."""
+        return [list(range(len(windows)))]
+
+    def __call__(self, canvases: Tensor) -> Tensor:
+        """Canvases ``(n, 3, y, x)`` -> ``(n, question, answer)``."""
+        return self.model.answers_to_all(canvases, self.questions)
+
+
 @dataclass(frozen=True)
 class RegionOutput:
     """``logits (n, answer)`` and, where the model has it, ``attention (n, region)``."""
@@ -169,6 +189,8 @@ class VQAModel(nn.Module, ABC):
     geometry: Geometry
     open: bool = False
     """It writes its answers and has no list of them: an ``OpenModel`` before ``among``."""
+    rest: bool = False
+    """Whether the last answer stands for every other text."""
     about: str = ""
     """What a person should know of it: what was found in its files, how it answers."""
     config: Frozen | None = None
@@ -208,6 +230,14 @@ class VQAModel(nn.Module, ABC):
         A model overrides it where its questions can share work, on the image above all.
         """
         return torch.stack([self.logits(canvas, [q] * len(canvas)) for q in questions], 1)
+
+    def near(self, canvas: Tensor, questions: Sequence[Tokens]) -> Near:
+        """What asks these questions of canvases that differ from ``canvas (3, y, x)`` in parts."""
+        return Near(self, questions)
+
+    def bound_like(self, other: "VQAModel") -> "VQAModel":
+        """Itself; an open model with the answers that another copy of it has been given."""
+        return self
 
     def answer_index(self, answer: str | None) -> int | None:
         """Position of an answer in the vocabulary, or None when it is not there."""

@@ -53,6 +53,10 @@ class RegionFeatures:
                         f"{len(shared) - 1} more; keep one of them"
                     )
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "RegionFeatures":
+        """Itself: copies of a model read the same files."""
+        return self
+
     @property
     def digest(self) -> str:
         """SHA-256 of each file's length and of a MiB at each of its ends, and of its index."""

@@ -33,6 +33,21 @@ def tapped(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+@contextmanager
+def called(module: nn.Module) -> Iterator[list[dict[str, Any]]]:
+    """What a module is given by name while the context lasts, call after call."""
+    calls: list[dict[str, Any]] = []
+
+    def note(module: nn.Module, given: Any, named: dict[str, Any]) -> None:
+        calls.append(named)
+
+    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
 def word_tokens(
     tokenizer: Any, words: Sequence[str], text: str | None = None
 ) -> list[tuple[int, ...]]:

@@ -105,8 +105,11 @@ class Transformer(Subwords, TokenModel):
 
     def seen(self, canvas: Tensor) -> dict[str, Tensor]:
         """The images as the net takes them."""
+        return self._placed(self.pixels.values(canvas))
+
+    def _placed(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """On the model's device, in the type of its weights."""
         weights = self.weight_dtype
-        values = self.pixels.values(canvas)
         return {
             name: tensor.to(self.device, weights if tensor.is_floating_point() else None)
             for name, tensor in values.items()
@@ -123,7 +126,7 @@ class Transformer(Subwords, TokenModel):
 
     @abstractmethod
     def grid(self, canvas: Tensor) -> tuple[int, int]:
-        """How the image's tokens of a canvas ``(3, y, x)`` lie, ``(y, x)``; zeros if in no grid."""
+        """Cells of a canvas ``(3, y, x)`` by its tokens, ``(y, x)``; zeros if in no grid."""
 
     def embed(self, canvas: Tensor, question: Tokens, answers: Sequence[int]) -> Embedded:
         with tapped([self.word_embeddings]) as outputs:

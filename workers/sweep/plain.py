@@ -1,6 +1,7 @@
 """The plain sweep: every changed canvas goes through the whole model, once for all questions."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from workers.methods.base import Scene
 from workers.models.base import Capability
 from workers.sweep.batches import in_batches
-from workers.sweep.windows import Windows, paint
+from workers.sweep.windows import Window, Windows, paint
 
 ROWS = 4096
 """Pairs of a canvas and a question that are classified at once; bounds memory, not results."""
@@ -32,11 +33,26 @@ def sweep(scene: Scene, windows: Windows, fill: Tensor, only: Sequence[int] | No
     """
     canvas, listed = scene.canvas.to(scene.model.dtype), list(windows)
     listed = listed if only is None else [listed[i] for i in only]
-    fill = fill.to(canvas)
-    pooled = in_batches(
-        scene, len(listed), lambda batch: pool(scene, paint(canvas, listed[batch], fill))
-    )
-    return Sweep(scene.output.logits, classify(scene, pooled))
+    fill, groups = fill.to(canvas), _groups(scene, listed)
+    parts = []
+    for group in groups:
+        own = [listed[i] for i in group]
+        parts.append(in_batches(scene, len(own), partial(_painted, scene, canvas, own, fill)))
+    order = torch.tensor([i for group in groups for i in group], device=canvas.device)
+    return Sweep(scene.output.logits, classify(scene, torch.cat(parts)[order.argsort()]))
+
+
+def _groups(scene: Scene, windows: Sequence[Window]) -> list[list[int]]:
+    """Windows that a black box answers best together; any do where the trunk sees them alone."""
+    if Capability.SPLIT in scene.model.provides:
+        return [list(range(len(windows)))]
+    return scene.near.groups(windows)
+
+
+def _painted(
+    scene: Scene, canvas: Tensor, windows: Sequence[Window], fill: Tensor, batch: slice
+) -> Tensor:
+    return pool(scene, paint(canvas, windows[batch], fill))
 
 
 class Masks(Protocol):
@@ -67,7 +83,7 @@ def pool(scene: Scene, canvases: Tensor) -> Tensor:
     if Capability.SPLIT in scene.model.provides:
         features = scene.split.trunk(scene.split.normalise(canvases))
         return scene.split.pool(features, scene.states)
-    return scene.model.answers_to_all(canvases, scene.questions)
+    return scene.near(canvases)
 
 
 def classify(scene: Scene, pooled: Tensor) -> Tensor:
