@@ -17,5 +17,7 @@ class Limits(Frozen):
     """Longer side over shorter; resizing the shorter side scales the longer too."""
     max_pixels: int = Field(default=64_000_000, ge=1, le=178_956_970)
     """Pixels in all, by the header, before decoding. Pillow opens none above the bound."""
+    max_bytes: int = Field(default=256 * 2**20, ge=1)
+    """Bytes of the image's file or object, before it is read."""
     max_words: int = Field(default=128, ge=1)
     """Words a question may have."""

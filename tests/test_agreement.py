@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
 from pipeline.studies.agreement import Confidence, agreement, crossings
@@ -226,3 +227,8 @@ def test_render_shows_the_same_cells():
     text = console.export_text()
     assert "Agreement" in text
     assert "0.200 ± 0.058" in text
+
+
+def test_unsure_that_reaches_beyond_sure_is_refused() -> None:
+    with pytest.raises(ValidationError, match=r"low is 0\.8, high is 0\.6: a prediction would be"):
+        Confidence(low=0.8, high=0.6)

@@ -221,6 +221,15 @@ def test_decode_too_many_pixels_is_refused(tmp_path: Path) -> None:
     )
 
 
+def test_decode_too_many_bytes_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.bmp", Image.new("RGB", (20, 20)))
+    assert refusal(path, Limits(max_bytes=1000)) == (
+        f"{path}: the image file has 1,254 bytes, the limit is 1,000; "
+        "scale the image down or raise limits.max_bytes"
+    )
+    assert decode(path, Limits(max_bytes=1254)).shape == (20, 20, 3)
+
+
 def header_only_bmp(path: Path, width: int, height: int) -> Path:
     """A file that claims a size and has no pixels: decoding it would fail differently."""
     small = saved(path, Image.new("RGB", (8, 8))).read_bytes()

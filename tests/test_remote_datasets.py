@@ -172,6 +172,14 @@ def test_fields_may_be_on_disk_and_on_a_bucket(world: Path, remote: str) -> None
     assert asked == plain
 
 
+def test_object_of_too_many_bytes_is_refused_unread(endpoint: str) -> None:
+    Bucket(URL).put("large.png", bytes(5000))
+    with pytest.raises(BadExample, match="has 5,000 bytes, the limit is 4,999; scale the image"):
+        decode(f"{URL}/large.png", Limits(max_bytes=4999))
+    with pytest.raises(BadExample, match="not an image in a known format"):
+        decode(f"{URL}/large.png", Limits(max_bytes=5000))
+
+
 def test_whole_bucket_may_be_a_root(endpoint: str) -> None:
     Bucket(URL).put("whole.json", b'[{"image_id": 1, "file": "whole.png", "question": "what?"}]')
     (example,) = Photos(root=URL, questions="whole.json").examples()

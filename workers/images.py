@@ -14,7 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from schemas.limits import Limits
 from workers.errors import BadExample, Outage
-from workers.place import SCHEME, BucketPath, place
+from workers.objects import TooLargeError
+from workers.place import SCHEME, BucketPath, Place, place
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 """Pillow's other readers are for other things than photographs, and some run programs."""
@@ -86,7 +87,7 @@ def decode_map(path: str | Path) -> np.ndarray:
 def _reading(path: str | Path, limits: Limits) -> Iterator[Image.Image]:
     """The opened image, its header checked; whatever Pillow raises inside tells the file."""
     try:
-        source = _source(path)
+        source = _source(path, limits)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sizes are checked here; the rest concerns metadata
             with Image.open(source, formats=FORMATS) as image:
@@ -113,14 +114,28 @@ def _reading(path: str | Path, limits: Limits) -> Iterator[Image.Image]:
         raise BadExample(f"{path}: {message}") from error
 
 
-def _source(path: str | Path) -> Path | io.BytesIO:
+def _source(path: str | Path, limits: Limits) -> Path | io.BytesIO:
     """What Pillow opens: a file, or an object's bytes."""
-    where = place(str(path))
-    source = where if isinstance(where, Path) else io.BytesIO(where.read_bytes())
-    size = source.getbuffer().nbytes if isinstance(source, io.BytesIO) else source.stat().st_size
+    source, size = _sized(place(str(path)), limits.max_bytes)
+    if size > limits.max_bytes:
+        raise BadExample(
+            f"{path}: the image file has {size:,} bytes, the limit is {limits.max_bytes:,}; scale "
+            "the image down or raise limits.max_bytes"
+        )
     if size == 0:
         raise BadExample(f"{path}: the image file is empty (0 bytes); download it again")
     return source
+
+
+def _sized(where: Place, most: int) -> tuple[Path | io.BytesIO, int]:
+    """A file or an object's bytes, and how many there are; of an object beyond ``most`` none."""
+    if isinstance(where, Path):
+        return where, where.stat().st_size
+    try:
+        data = where.read_bytes(most)
+    except TooLargeError as error:
+        return io.BytesIO(), error.args[0]
+    return io.BytesIO(data), len(data)
 
 
 def _check_header(path: str | Path, image: Image.Image, limits: Limits) -> None:

@@ -80,6 +80,10 @@ def _setting(name: str, default: float) -> float:
     return value
 
 
+class TooLargeError(Exception):
+    """An object of more bytes than it may have; ``args[0]`` says how many."""
+
+
 class Objects(ABC):
     """Whole objects by key, under one root."""
 
@@ -262,11 +266,14 @@ class Bucket(Objects):
     def __reduce__(self) -> tuple[type["Bucket"], tuple[str]]:
         return Bucket, (self.root,)  # credentials stay in each machine's environment
 
-    def read(self, key: str) -> bytes:
-        """A large object comes in parts, for each request has a time limit."""
+    def read(self, key: str, most: int | None = None) -> bytes:
+        """A large object comes in parts, for each request has a time limit; a ``TooLargeError``
+        and none of it read where it has more than ``most`` bytes."""
         with self._errors(key):
             whole = obstore.get(self.store, key)
             size, tag = whole.meta["size"], whole.meta["e_tag"]
+            if most is not None and size > most:
+                raise TooLargeError(size)
             if size <= PART:
                 return bytes(whole.bytes())
             ranges = [(start, min(size, start + PART)) for start in range(0, size, PART)]

@@ -99,10 +99,10 @@ class BucketPath:
             raise ValueError("a control character in a key")
         return BucketPath(self.bucket, tuple(kept))
 
-    def read_bytes(self) -> bytes:
-        """The object's bytes, fetched now."""
+    def read_bytes(self, most: int | None = None) -> bytes:
+        """The object's bytes, fetched now; ``TooLargeError`` where there are more than ``most``."""
         with self._asked() as (objects, key):
-            return objects.read(key)
+            return objects.read(key, most)
 
     def sizes(self) -> dict[str, int | None]:
         """Name -> bytes of what lies directly in it, None for a folder; a request per 1,000."""

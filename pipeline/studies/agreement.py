@@ -4,8 +4,10 @@ Goyal et al. 2016, Table 1 (mean and standard error a method); Tang and Yuan, fi
 (means a metric; medians by correctness and confidence).
 """
 
+from typing import Self
+
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.studies.summary import Bootstrap, summarise
 from schemas.base import Frozen
@@ -29,6 +31,15 @@ class Confidence(Frozen):
     """Low: below this."""
     high: float = Field(default=0.75, ge=0, le=1)
     """High: above this."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(
+                f"low is {self.low}, high is {self.high}: a prediction would be unsure and sure at "
+                "once; give a low that is at most high"
+            )
+        return self
 
 
 def agreement(
