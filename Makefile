@@ -4,7 +4,7 @@ PY := .venv/bin/python
 RUN := $(PY) run_pipeline.py
 TORCH_THREADS := OMP_NUM_THREADS=2
 
-.PHONY: demo test lint bench easy-vqa tables demo-model demo-lstm-model easy-vqa-model clean
+.PHONY: demo test lint bench bench-gpu easy-vqa tables demo-model demo-lstm-model easy-vqa-model clean
 
 demo: .venv/.installed  ## the whole workflow on the embedded world
 	@$(RUN) demo --out runs/demo
@@ -28,6 +28,16 @@ bench: .venv/.installed-dev  ## ours beside Captum; prints ratios, about an hour
 	$(PY) benchmarks/floor.py
 	$(PY) benchmarks/overhead.py
 	$(PY) benchmarks/metrics.py
+
+bench-gpu: .venv/.installed-dev  ## the same on an NVIDIA GPU, some twenty minutes
+	for trunk in resnet18 resnet50 vgg16 resnet152; do for px in 224 448; do \
+	    for precision in float32 tf32; do $(PY) benchmarks/occlusion.py --device cuda --batch 128 \
+	        --trunk $$trunk --px $$px --precision $$precision --record || exit 1; done; done; done
+	for trunk in resnet18 resnet50 vgg16; do \
+	    $(PY) benchmarks/gradients.py --device cuda --trunk $$trunk --questions 1 || exit 1; done
+	for precision in float32 tf32 bfloat16; do \
+	    $(PY) benchmarks/floor.py --device cuda --batch 128 --precision $$precision || exit 1; done
+	$(PY) benchmarks/trunks.py --device cuda --batch 128 --record
 
 easy-vqa: .venv/.installed  ## the same job on real easy-VQA; --set dataset.root=... elsewhere
 	$(RUN) run recipes/easy_vqa.yaml --out runs/easy_vqa

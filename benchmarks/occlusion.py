@@ -34,7 +34,10 @@ from workers.sweep.windows import Windows
 
 PER_EVAL = {"cpu": (1, 4, 8, 16), "cuda": (16, 32, 64, 128, 256)}
 """Captum's batch sizes that are tried."""
-TITLE = "## Occlusion, one image, against Captum"
+TITLES = {
+    "cpu": "## Occlusion, one image, against Captum",
+    "cuda": "## On a GPU: occlusion, one image, against Captum",
+}
 COLUMNS = (
     *("trunk", "px", "grid", "questions x targets", "engine", "Captum ms", "plain ms", "ours ms"),
     *("ratio to Captum", "ratio to plain", "FLOP ratio", "error", "rank", "machine"),
@@ -217,25 +220,36 @@ def measure(chosen: Namespace) -> Measured:
     )
 
 
+def _ms(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}"
+
+
 def row(m: Measured) -> str:
     """The table's row."""
     return (
         f"| {m.trunk} | {m.px} | {m.grid} | {m.questions} x {m.targets} | {m.engine} "
-        f"| {m.captum_ms:,.0f} | {m.plain_ms:,.0f} | {m.ours_ms:,.0f} | **{m.ratio_captum:.2f}** "
+        f"| {_ms(m.captum_ms)} | {_ms(m.plain_ms)} | {_ms(m.ours_ms)} | **{m.ratio_captum:.2f}** "
         f"| {m.ratio_plain:.2f} | {m.flop_ratio:.2f} | {m.max_abs_err:.1e} | {m.rank_corr:.5f} "
         f"| {m.machine} |"
     )
 
 
-def record(measured: Measured) -> None:
-    """Put the row into the table, in place of one for the same case."""
-    text = RESULTS.read_text()
-    head, found, rest = text.partition(TITLE)
+def case_of(row: str) -> tuple[list[str], bool]:
+    """What a row is about: trunk, pixels, grid, questions and targets; rounded to TF32 or not."""
+    return row.split(" | ")[:4], "TF32" in row
+
+
+def record(measured: Measured, device: str) -> None:
+    """Put the row into the device's table, in place of one for the same case."""
+    text, title = RESULTS.read_text(), TITLES[device]
+    head, found, rest = text.partition(title)
     section, *others = rest.split("\n## ", 1) if found else [f"\n\n{HEADER}\n"]
-    case = row(measured).split(" | ")[:4]
-    lines = [line for line in section.rstrip().splitlines() if line.split(" | ")[:4] != case]
+    case = case_of(row(measured))
+    lines = [line for line in section.rstrip().splitlines() if case_of(line) != case]
+    last = max(i for i, line in enumerate(lines) if line.startswith("|"))
+    lines.insert(last + 1, row(measured))  # notes stand below the table
     after = f"\n\n## {others[0]}" if others else "\n"
-    RESULTS.write_text(f"{head.rstrip()}\n\n{TITLE}" + "\n".join([*lines, row(measured)]) + after)
+    RESULTS.write_text(f"{head.rstrip()}\n\n{title}" + "\n".join(lines) + after)
 
 
 def main() -> None:
@@ -244,7 +258,7 @@ def main() -> None:
         measured = measure(chosen)
     print(json.dumps(asdict(measured)) if chosen.json else f"{HEADER}\n{row(measured)}")
     if chosen.record:
-        record(measured)
+        record(measured, chosen.device)
 
 
 if __name__ == "__main__":
