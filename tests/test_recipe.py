@@ -105,3 +105,16 @@ def test_recipe_with_half_a_surrogate_pair_is_refused() -> None:
     data = {"dataset": {"name": "photos", "root": "\ud800"}, "model": "demo", "methods": ["center"]}
     with pytest.raises(UserError, match="no text that can be written down"):
         parse(data, "recipe")
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")),
+    ids=lambda path: path.name,
+)
+def test_every_recipe_is_valid(path: Path) -> None:
+    config = read_recipe(path, [])
+    assert catalog.methods(config.methods)
+    catalog.metrics(config.metrics)
+    catalog.dataset(config.dataset)
+    catalog.model_spec(config.model)

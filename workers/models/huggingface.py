@@ -82,7 +82,7 @@ class HuggingFaceSpec(ModelSpec):
     """In place of ``answers``: a text file with one a line, or a JSON list. Of a model of regions
     the answers in the order of its logits."""
     features: Files = ()
-    """Of a model of regions: HDF5 files with their indexes beside them, or TSV files."""
+    """Of a model of regions: HDF5 files with their indexes beside them, TSV files, or folders."""
     prompt: str = Field("", pattern=r"^$|\{question\}")
     """What a generative model is asked; has ``{question}`` in it. Without chat template it is the
     whole text, the image's placeholder included."""
