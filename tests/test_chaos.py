@@ -58,7 +58,7 @@ def test_run_under_random_kills_equals_an_undisturbed_one(
     status = chaos.finish()
     print(json.dumps(chaos.report(began)))
     assert chaos.killed.total() == KILLS
-    falsely = stages.failed_examples(out)
+    falsely = Run(out).failed_examples
     assert (status == 1) == (falsely > 0)
     print(f"images left out because kills had struck there twice: {falsely // 3}")
     assert stages.retry(out, ["resources.executor=local"]).failed_examples == 0
