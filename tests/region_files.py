@@ -3,7 +3,7 @@
 import base64
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -322,3 +322,8 @@ def section(folder: Path, **options: object) -> dict[str, Any]:
         "features": str(folder / "val36.hdf5"),
         **options,
     }
+
+
+def without(name: str) -> Callable[[dict], dict]:
+    """What takes the tensors out of a checkpoint whose key has the name in it."""
+    return lambda weights: {key: tensor for key, tensor in weights.items() if name not in key}

@@ -435,19 +435,18 @@ def respoilt(folder: Path, change: Callable[[dict], dict]) -> dict[str, Any]:
     return files.section(folder)
 
 
-def without(name: str) -> Callable[[dict], dict]:
-    return lambda weights: {key: tensor for key, tensor in weights.items() if name not in key}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("weight_g"), r"v_att.v_proj.main.0.weight_g has shape None and .* \[10, 8\]"),
         (
-            without("classifier.main.3.weight"),
+            files.without("weight_g"),
+            r"v_att.v_proj.main.0.weight_g has shape None and .* \[10, 8\]",
+        ),
+        (
+            files.without("classifier.main.3.weight"),
             r"no tensor 'classifier.main.3.weight' with 1",
         ),
-        (without("q_net.main.0.bias"), r"lacks a tensor 'q_net.main.0.bias' of shape \[10\]"),
+        (files.without("q_net.main.0.bias"), r"lacks a tensor 'q_net.main.0.bias' of shape \[10\]"),
         (
             lambda w: {**w, "module.v_att.nonlinear.main.0.bias": torch.zeros(3)},
             r"a tensor 'v_att.nonlinear.main.0.bias' of shape \[3\], .* no place",

@@ -17,7 +17,7 @@ from workers.sweep.incremental import Group
 from workers.sweep.intervals import Support
 from workers.sweep.machine import seconds
 from workers.sweep.operations import Convolution
-from workers.sweep.recording import Recording
+from workers.sweep.recording import recorded
 
 DEEP = 256
 """Channels of a typical layer."""
@@ -97,5 +97,6 @@ def _one(call: Callable[[], object], device: torch.device) -> float:
     """Seconds of one call among many: as in a sweep on a GPU, recorded."""
     if device.type == "cpu":
         return seconds(call, device)
-    together = Recording(lambda: [call() for _ in range(RECORDED)])
+    together = recorded(lambda: [call() for _ in range(RECORDED)])
+    assert together is not None
     return seconds(together, device) / RECORDED

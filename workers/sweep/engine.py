@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.util import find_spec
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -264,7 +265,8 @@ class Engine:
         on a GPU recorded, as the launches of one image take longer than its sums."""
         if self.model.device.type == "cpu":
             return self.split.trunk(pixels.clone())
-        weights = tuple(p.data_ptr() for p in self.model.state_dict().values())
+        held = chain(self.model.parameters(), self.model.buffers())
+        weights = tuple(tensor.data_ptr() for tensor in held)
         if self.clean is None or self.clean[0] != weights:
             with arithmetic("float32"):
                 self.clean = weights, Replayed(self.split.trunk, pixels)

@@ -38,8 +38,11 @@ def sweep(scene: Scene, windows: Windows, fill: Tensor, only: Sequence[int] | No
     for group in groups:
         own = [listed[i] for i in group]
         parts.append(in_batches(scene, len(own), partial(_painted, scene, canvas, own, fill)))
-    order = torch.tensor([i for group in groups for i in group], device=canvas.device)
-    return Sweep(scene.output.logits, classify(scene, torch.cat(parts)[order.argsort()]))
+    pooled = torch.cat(parts)
+    if len(groups) > 1:  # one is in order, and nothing waits for a copy
+        order = torch.tensor([i for group in groups for i in group]).argsort()
+        pooled = pooled[scene.model.moved(order)]
+    return Sweep(scene.output.logits, classify(scene, pooled))
 
 
 def _groups(scene: Scene, windows: Sequence[Window]) -> list[list[int]]:

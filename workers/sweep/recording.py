@@ -20,8 +20,8 @@ class Recording(Generic[Result]):
     it; its result lies in one place too and is overwritten by the next replay."""
 
     def __init__(self, compute: Callable[[], Result], pool: Any = None) -> None:
-        """``pool`` is memory shared with other recordings, which are replayed one at a time."""
-        _warm_up(compute)
+        """Of what has run before. ``pool`` is memory shared with other recordings, which are
+        replayed one at a time."""
         self.graph = torch.cuda.CUDAGraph()
         # Other threads decode images meanwhile and pin memory; that is none of this stream's.
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
