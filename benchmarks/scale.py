@@ -19,8 +19,8 @@ from pipeline.executors.base import Job
 from pipeline.run import make_executor
 from schemas.config import Resources
 from schemas.example import Example
+from schemas.report import Report
 from schemas.shard import Shard, Task
-from workers.explain import Report
 
 MIB = 2**20
 STEPS = 10

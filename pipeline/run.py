@@ -26,6 +26,7 @@ from pipeline.plan import (
 from pipeline.progress import meter
 from pipeline.recipe import override, parse
 from schemas.config import Resources, RunConfig
+from schemas.report import Report
 from schemas.rows import FailureRow
 from schemas.shard import Shard, Task
 from workers import catalog
@@ -35,7 +36,7 @@ from workers.damage import drop_damaged
 from workers.datasets.base import BadRecord
 from workers.errors import UserError, UserInterrupt
 from workers.evaluate import Evaluator
-from workers.explain import Explainer, Report
+from workers.explain import Explainer
 from workers.lease import Lease
 from workers.objects import OUTAGE, told
 from workers.store import Store

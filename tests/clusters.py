@@ -29,8 +29,9 @@ from pipeline.executors.environment import prepare
 from pipeline.recipe import read_recipe
 from schemas.config import RunConfig
 from schemas.example import Example
+from schemas.report import Report
 from schemas.shard import Shard, Task
-from workers.explain import Explainer, Report
+from workers.explain import Explainer
 from workers.store import Store
 
 REPOSITORY = Path(__file__).parents[1]

@@ -39,6 +39,14 @@ def own_measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def workers_at_work() -> Iterator[None]:
+    """Ray's workers give way to all else, which here is tests that wait for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real sample data beside the checkout."""

@@ -70,6 +70,7 @@ def test_bucket_that_fails_from_any_request_on_is_read_and_mended(
             proxied.begin(None)
             assert place in str(stopped.value)
             faults.mend(scene, place, before, after)
+            faults.remove(place)
 
 
 @pytest.mark.parametrize("fault", ["500", "reset", "answer lost"])

@@ -4,8 +4,6 @@ import os
 import shutil
 import signal
 import sys
-import time
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -21,38 +19,11 @@ from schemas.example import Example
 from schemas.shard import Shard, Task
 from tests.conftest import Recipe
 from tests.own import classes
+from tests.recorder import Recorder, starts
 from workers.crashes import Crashes
 from workers.errors import UserError
-from workers.explain import Explainer, Report
+from workers.explain import Explainer
 from workers.store import Store
-
-
-class Recorder:
-    """Writes down every start of a task; misbehaves at shard 3 as it is told."""
-
-    def __init__(self, log: Path, fault: str) -> None:
-        self.log, self.fault = log, fault
-        if fault == "start":
-            raise OSError("weights.safetensors: no such file")
-        if fault == "user error":
-            raise UserError("weights.safetensors: not a checkpoint")
-
-    def run(self, task: Task) -> Report:
-        shard = task.shard.number
-        with self.log.open("a") as file:
-            file.write(f"{shard}\n")
-        first = starts(self.log)[shard] == 1
-        if shard == 3 and (self.fault == "dies always" or (self.fault == "dies once" and first)):
-            time.sleep(0.3)  # the report of the task before is on its way
-            os.kill(os.getpid(), signal.SIGKILL)
-        if shard == 3 and self.fault == "raises":
-            raise OSError("No space left on device")
-        time.sleep(0.02)
-        return Report(shard=shard, examples=1, failed=0, seconds=0.0)
-
-
-def starts(log: Path) -> Counter[int]:
-    return Counter(int(line) for line in log.read_text().split())
 
 
 def tasks(count: int) -> list[Task]:

@@ -13,12 +13,13 @@ import numpy as np
 from schemas.config import RunConfig
 from schemas.example import Example
 from schemas.frame import Frame
+from schemas.report import Report
 from schemas.rows import ExampleRow, FailureRow, MapRow, MetricRow
 from schemas.shard import Task, by_image
 from workers import catalog
 from workers.ahead import ahead
 from workers.examine import Examined, Examiner, Refused, Stored
-from workers.explain import Failed, Report, guarded
+from workers.explain import Failed, guarded
 from workers.ledger import failure_row, timing_row
 from workers.metrics.base import OK, MapMetric, Measure, Metric, Scores
 from workers.metrics.frame import cut

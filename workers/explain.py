@@ -9,9 +9,9 @@ from typing import TypeVar
 import torch
 
 from schemas.arrays import ArraySpec
-from schemas.base import Frozen
 from schemas.config import RunConfig
 from schemas.example import Example
+from schemas.report import Report
 from schemas.shard import Task, by_image
 from workers import catalog
 from workers.ahead import ahead
@@ -31,19 +31,6 @@ Result = TypeVar("Result")
 AHEAD = 4
 """Images that are decoded while another is explained."""
 Asked = Sequence[tuple[Example, Tokens]]
-
-
-class Report(Frozen):
-    """What a worker tells the driver about a task: small, the data is in the store."""
-
-    shard: int
-    examples: int
-    failed: int
-    seconds: float
-    maps: int = 0
-    """Rows committed."""
-    batch: int = 0
-    """Images at once that have fitted the device; 0 where none were computed."""
 
 
 class Explainer:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from schemas.config import Resources
+from schemas.report import Report
 from schemas.shard import Task
-from workers.explain import Report
 
 
 class Worker(Protocol):

@@ -25,10 +25,10 @@ from ray.util.metrics import Gauge
 
 from pipeline.executors.base import Executor, Job, Outcome, Worker
 from schemas.config import Resources
+from schemas.report import Report
 from schemas.shard import Task
 from workers.errors import UserError
-from workers.explain import Report
-from workers.models.own import FOLDERS, module_folders
+from workers.models.modules import FOLDERS, module_folders
 
 IN_FLIGHT = 2
 """Tasks an actor holds: one running, one waiting, so that it never idles."""

@@ -1,10 +1,7 @@
 """A user's own class as a model: ``logits`` and ``answers`` suffice, more methods unlock more."""
 
 import hashlib
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -29,10 +26,9 @@ from workers.models.base import (
     Words,
     freeze,
 )
+from workers.models.modules import find_module
 from workers.models.preprocessing import Resize, square_crop, to_canvas
 
-FOLDERS = "VQATLAS_MODULES"
-"""Environment variable: folders that own modules are looked for in, after the working directory."""
 SPLIT = ("trunk", "words", "encode", "head")
 """A class with all four is a late-fusion model; with some of them it is told what is missing."""
 SIZE = 224
@@ -101,7 +97,7 @@ def find_class(target: str) -> type:
     """The class at ``package.module:Class``, which must look like a model before it is called:
     a recipe names models, not any code at all."""
     module_name, _, name = target.partition(":")
-    module = _module(module_name, target)
+    module = find_module(module_name, target)
     own = getattr(module, name, None)
     if not inspect.isclass(own):
         classes = [n for n, c in vars(module).items() if inspect.isclass(c) and is_model(c)]
@@ -139,30 +135,6 @@ def _public(own: type) -> list[str]:
         for name, value in inspect.getmembers(own, callable)
         if not name.startswith("_") and not hasattr(nn.Module, name)
     ]
-
-
-def module_folders() -> list[str]:
-    """Where own modules are looked for before installed packages are asked."""
-    named = [folder for folder in os.environ.get(FOLDERS, "").split(os.pathsep) if folder]
-    return [str(Path(folder).absolute()) for folder in (".", *named)]
-
-
-def _module(name: str, target: str) -> Any:
-    folders = module_folders()
-    sys.path += [folder for folder in folders if folder not in sys.path]
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise UserError(
-                f"model.target: {target} imports {error.name}, which is not installed here; "
-                "install it on every machine that runs workers"
-            ) from None
-        raise UserError(
-            f"model.target: no module {error.name!r} in {', '.join(folders)} nor installed. Run "
-            f"from the folder it lies in, name its folder in {FOLDERS}, or install it"
-        ) from None
 
 
 def wrap(own: Any, config: OwnConfig, device: torch.device) -> VQAModel:
