@@ -31,6 +31,12 @@ METHODS = {
 Recipe = Callable[..., RunConfig]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests begin first, so that in the end no process waits long for another."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_measurements(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What the engine measures stays out of the user's cache."""

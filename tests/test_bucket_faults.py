@@ -22,6 +22,7 @@ from tests.test_faults import STEP
 from workers.errors import UserError
 from workers.objects import OUTAGE
 
+pytestmark = pytest.mark.slow
 FEW = {"attention": {}, "word_gradient": {}}
 LASTING: tuple[Fault, ...] = ("500", "403", "silence", "reset", "answer lost")
 SAMPLES: dict[str, tuple[Fault, ...]] = {

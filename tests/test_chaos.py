@@ -47,6 +47,7 @@ def whole(recipe: Recipe, root: Path, executor: str) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 def test_run_under_random_kills_equals_an_undisturbed_one(
     cluster: Nodes, scenes: Path, recipe: Recipe, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def assert_mended(
         assert (case["ended"] is None) == (case["fault"] in DEATHS), case
 
 
+@pytest.mark.slow
 def test_folder_with_a_fault_at_any_write_is_read_and_mended(tmp_path: Path) -> None:
     cases = disturbed(str(tmp_path), 61, tmp_path, SCENES)
     assert_mended(cases, (*DEATHS, *ERRORS), SCENES)

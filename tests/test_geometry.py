@@ -19,7 +19,7 @@ def test_resnet152_on_a_coco_photo_sees_its_centre_at_its_own_grids(
     recipe = read_recipe(REPOSITORY / "recipes" / "coco_geometry.yaml").model_dump(mode="json")
     recipe["dataset"] |= {"root": str(shared_data / "coco-mm-explain"), "limit": 1}
     recipe["methods"] = {"occlusion": {"grid": 2}, "guided_grad_cam": {}, "attention": {}}
-    recipe["resources"] |= {"executor": "local"}
+    recipe["resources"] |= {"executor": "local", "threads": 1, "engine": "plain"}
     stages.run(parse(recipe, "test"), tmp_path / "run")
     run = Run(tmp_path / "run")
     assert len(run.failures) == 0

@@ -29,7 +29,10 @@ from workers.errors import UserError
 if TYPE_CHECKING:
     from pipeline.executors.ray_jobs import JobDetails
 
-pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated")  # as Ray calls aiohttp
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:ssl=None is deprecated"),  # as Ray calls aiohttp
+]
 Call = Callable[..., Answer]
 METHODS = {"attention": {}, "saliency": {}}
 ENDLESS = "methods.rise={masks: 200000}"

@@ -20,6 +20,7 @@ from tests.runs import assert_same_run
 from workers.crashes import Crashes
 from workers.objects import open_objects
 
+pytestmark = pytest.mark.slow
 WORKERS = {"executor": "ray", "workers": 2, "device": "cpu"}
 
 
