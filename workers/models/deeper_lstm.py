@@ -5,62 +5,36 @@ both after ``tanh``. The layout and sizes are those of the published code; the s
 that small models of the family can be trained.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from schemas.base import Frozen
-from workers.models.base import CombineModel, Geometry, Tokens, Words
+from workers.models.base import CombineModel
 from workers.models.checkpoints import load_weights, read_model, save_model
-from workers.models.questions import UNKNOWN, check_vocabularies, final_states, word_indices
-from workers.models.squashed import SquashedModel
-from workers.models.tokenisers import TokeniserName
-from workers.models.trunks import TRUNKS, TrunkName, trunk_shape
+from workers.models.questions import final_states
+from workers.models.squashed import SquashedConfig, SquashedModel
+from workers.models.trunks import TrunkName
 
 FORMAT = "vqatlas-deeper-lstm-1"
 """Names our weight files; a file of another format is refused."""
 AGAIN = "save the model again with workers.models.deeper_lstm.save"
 
 
-class DeeperLSTMConfig(Frozen):
+class DeeperLSTMConfig(SquashedConfig):
     """Everything but the weights. The defaults are the published architecture."""
 
     trunk: TrunkName = "vgg19_relu5_4"
-    channels: tuple[PositiveInt, ...] = (24, 32, 64, 96)
-    """Widths of the small trunk. Other trunks have their own."""
     image_size: PositiveInt = 224
-    """Side of the square input, in pixels; the image is squashed into it."""
-    bgr: bool = True
-    """Whether the trunk takes blue, green, red (as Caffe) rather than red, green, blue."""
-    mean: tuple[float, float, float] = (123.68, 116.779, 103.939)
-    """RGB, of pixels in 0..255."""
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     pool: PositiveInt = 2
     """Side of the max-pooling between the trunk's map and the fully connected layers."""
     fully: tuple[PositiveInt, ...] = (4096, 4096)
     """Widths of the fully connected layers, VGG's fc6 and fc7, each followed by a ReLU."""
-    embedding: PositiveInt = 200
     state: PositiveInt = 512
     """Units of each LSTM layer."""
-    layers: int = Field(default=2, ge=1, le=64)
     combine: PositiveInt = 1024
     """Neurons of the combine layer."""
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    tokeniser: TokeniserName = "nltk"
-    max_words: PositiveInt = 26
-    """Longer questions are cut off here."""
-    words: tuple[str, ...]
-    """The question vocabulary; its last entry is ``UNK``."""
-    answers: tuple[str, ...]
-
-    @model_validator(mode="after")
-    def _vocabularies(self) -> Self:
-        check_vocabularies(self.words, self.answers)
-        return self
 
 
 class Question(nn.Module):
@@ -117,36 +91,19 @@ class DeeperLSTM(SquashedModel, CombineModel):
     config: DeeperLSTMConfig
 
     def __init__(self, config: DeeperLSTMConfig) -> None:
-        super().__init__()
-        channels, height, width = trunk_shape(config.trunk, config.channels, config.image_size)
-        self.config = config
-        self.answers = config.answers
-        self.geometry = Geometry(
-            input_height=config.image_size,
-            input_width=config.image_size,
-            feature_height=height,
-            feature_width=width,
-            combine=config.combine,
-        )
-        self._word_index = {word: i for i, word in enumerate(config.words)}
-        self.trunk_net = TRUNKS[config.trunk](config.channels)
-        self.image = Image(channels * (height // config.pool) * (width // config.pool), config)
-        self.question = Question(config)
-        seen = config.fully[-1]
+        super().__init__(config)
+        geometry = self.geometry
+        self.geometry = geometry.model_copy(update={"combine": config.combine})
+        cells = (geometry.feature_height // config.pool) * (geometry.feature_width // config.pool)
+        self.image = Image(self.channels * cells, config)
+        self.question: Question = Question(config)
         self.drop = nn.Dropout(config.dropout)
         self.question_in = nn.Linear(2 * config.layers * config.state, config.combine)
-        self.image_in = nn.Linear(seen, config.combine)
+        self.image_in = nn.Linear(config.fully[-1], config.combine)
         self.answer = nn.Linear(config.combine, len(config.answers))
-        for name, values in (("mean", config.mean), ("std", config.std)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
-    def words(self, questions: Sequence[Tokens]) -> Words:
-        unknown = self._word_index[UNKNOWN]
-        indices, lengths = word_indices(questions, self._word_index, unknown)
-        return Words(self.question.embed(indices.to(self.device)), lengths)
-
-    def encode(self, words: Words) -> Tensor:
-        return self.question(words.embeddings, words.lengths)
+    def embed(self, indices: Tensor) -> Tensor:
+        return self.question.embed(indices)
 
     def combine(self, features: Tensor, states: Tensor) -> Tensor:
         return self._image_side(features) * self._question_side(states)

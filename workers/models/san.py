@@ -6,64 +6,37 @@ VQA-HAT compared with people (Das et al. 2016); the sizes are fields, so that sm
 family can be made.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from schemas.base import Frozen
-from workers.models.base import Capability, Geometry, HeadOutput, SplitModel, Tokens, Words
+from workers.models.base import Capability, HeadOutput, SplitModel
 from workers.models.checkpoints import load_weights, read_model, save_model
-from workers.models.questions import UNKNOWN, check_vocabularies, final_states, word_indices
-from workers.models.squashed import SquashedModel
-from workers.models.tokenisers import TokeniserName
-from workers.models.trunks import TRUNKS, TrunkName, trunk_shape
+from workers.models.questions import final_states
+from workers.models.squashed import SquashedConfig, SquashedModel
+from workers.models.trunks import TrunkName
 
 FORMAT = "vqatlas-san-1"
 """Names our weight files; a file of another format is refused."""
 AGAIN = "save the model again with workers.models.san.save"
 
 
-class SANConfig(Frozen):
+class SANConfig(SquashedConfig):
     """Everything but the weights. The defaults are neural-vqa-attention's SAN-2."""
 
     trunk: TrunkName = "vgg19"
     """VGG-19 up to and with ``pool5``."""
-    channels: tuple[PositiveInt, ...] = (24, 32, 64, 96)
-    """Widths of the small trunk. Other trunks have their own."""
     image_size: PositiveInt = 448
-    """Side of the square input, in pixels; the image is squashed into it."""
-    bgr: bool = True
-    """Whether the trunk takes blue, green, red (as Caffe) rather than red, green, blue."""
-    mean: tuple[float, float, float] = (123.68, 116.779, 103.939)
-    """RGB, of pixels in 0..255."""
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    embedding: PositiveInt = 200
     word_tanh: bool = False
     """Whether words pass a tanh before the LSTM, as in abhi608/sans-pytorch."""
     state: PositiveInt = 1024
     """Units of each LSTM layer, and length of a cell's vector: the two are added."""
-    layers: int = Field(default=2, ge=1, le=64)
-    """Of the LSTM."""
     attention: PositiveInt = 512
     """Units in which image and question meet."""
     stacks: int = Field(default=2, ge=1, le=64)
     """Attention layers: how often the image is looked at."""
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-    tokeniser: TokeniserName = "nltk"
-    max_words: PositiveInt = 26
-    """Longer questions are cut off here."""
-    words: tuple[str, ...]
-    """The question vocabulary; its last entry is ``UNK``."""
-    answers: tuple[str, ...]
-
-    @model_validator(mode="after")
-    def _vocabularies(self) -> Self:
-        check_vocabularies(self.words, self.answers)
-        return self
 
 
 class Question(nn.Module):
@@ -112,35 +85,17 @@ class SAN(SquashedModel):
     config: SANConfig
 
     def __init__(self, config: SANConfig) -> None:
-        super().__init__()
-        channels, height, width = trunk_shape(config.trunk, config.channels, config.image_size)
-        self.config = config
-        self.answers = config.answers
-        self.geometry = Geometry(
-            input_height=config.image_size,
-            input_width=config.image_size,
-            feature_height=height,
-            feature_width=width,
-            glimpses=config.stacks,
-            glimpse_map="last",
-        )
-        self._word_index = {word: i for i, word in enumerate(config.words)}
-        self.trunk_net = TRUNKS[config.trunk](config.channels)
-        self.question = Question(config)
-        self.image = nn.Linear(channels, config.state)
+        super().__init__(config)
+        glimpses = {"glimpses": config.stacks, "glimpse_map": "last"}
+        self.geometry = self.geometry.model_copy(update=glimpses)
+        self.question: Question = Question(config)
+        self.image = nn.Linear(self.channels, config.state)
         self.drop = nn.Dropout(config.dropout)
         self.stacks = nn.ModuleList(Stack(config) for _ in range(config.stacks))
         self.answer = nn.Linear(config.state, len(config.answers))
-        for name, values in (("mean", config.mean), ("std", config.std)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
-    def words(self, questions: Sequence[Tokens]) -> Words:
-        unknown = self._word_index[UNKNOWN]
-        indices, lengths = word_indices(questions, self._word_index, unknown)
-        return Words(self.question.embedding(indices.to(self.device)), lengths)
-
-    def encode(self, words: Words) -> Tensor:
-        return self.question(words.embeddings, words.lengths)
+    def embed(self, indices: Tensor) -> Tensor:
+        return self.question.embedding(indices)
 
     def head(self, features: Tensor, states: Tensor) -> HeadOutput:
         v = self.drop(torch.tanh(self.image(features.flatten(2).transpose(1, 2))))

@@ -1,23 +1,74 @@
 """What Deeper LSTM and SAN do alike with image and question: squashed, in Caffe's colours."""
 
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
+import torch
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from schemas.base import Frozen
 from schemas.frame import Frame
-from workers.models.base import SplitModel, Tokens
+from workers.models.base import Geometry, SplitModel, Tokens, Words
 from workers.models.preprocessing import square_crop, to_canvas
-from workers.models.tokenisers import TOKENISERS
+from workers.models.questions import UNKNOWN, check_vocabularies, word_indices
+from workers.models.tokenisers import TOKENISERS, TokeniserName
+from workers.models.trunks import TRUNKS, TrunkName, trunk_shape
+
+
+class SquashedConfig(Frozen):
+    """Of the image, the words and the answers; each family says which trunk and side."""
+
+    trunk: TrunkName
+    channels: tuple[PositiveInt, ...] = (24, 32, 64, 96)
+    """Widths of the small trunk. Other trunks have their own."""
+    image_size: PositiveInt
+    """Side of the square input, in pixels; the image is squashed into it."""
+    bgr: bool = True
+    """Whether the trunk takes blue, green, red (as Caffe) rather than red, green, blue."""
+    mean: tuple[float, float, float] = (123.68, 116.779, 103.939)
+    """RGB, of pixels in 0..255."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    embedding: PositiveInt = 200
+    layers: int = Field(default=2, ge=1, le=64)
+    """Of the LSTM."""
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    tokeniser: TokeniserName = "nltk"
+    max_words: PositiveInt = 26
+    """Longer questions are cut off here."""
+    words: tuple[str, ...]
+    """The question vocabulary; its last entry is ``UNK``."""
+    answers: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _vocabularies(self) -> Self:
+        check_vocabularies(self.words, self.answers)
+        return self
 
 
 class SquashedModel(SplitModel):
-    """A model whose configuration has ``image_size``, ``bgr``, ``tokeniser`` and ``max_words``,
-    with buffers ``mean`` and ``std (3, 1, 1)``."""
+    """A trunk over a squashed image, and a network ``question`` that encodes embedded words."""
 
-    config: Any
-    trunk_net: nn.Module
-    _word_index: dict[str, int]
+    config: SquashedConfig
+    question: nn.Module
+
+    def __init__(self, config: SquashedConfig) -> None:
+        super().__init__()
+        self.channels, height, width = trunk_shape(config.trunk, config.channels, config.image_size)
+        self.config = config
+        self.answers = config.answers
+        self.geometry = Geometry(
+            input_height=config.image_size,
+            input_width=config.image_size,
+            feature_height=height,
+            feature_width=width,
+        )
+        self._word_index = {word: i for i, word in enumerate(config.words)}
+        self.trunk_net = TRUNKS[config.trunk](config.channels)
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
 
     def prepare(self, image: np.ndarray) -> tuple[Tensor, Frame]:
         """The whole image is seen. Pillow's bilinear filter averages where it shrinks; the
@@ -31,6 +82,18 @@ class SquashedModel(SplitModel):
 
     def known(self, token: str) -> bool:
         return token in self._word_index
+
+    def words(self, questions: Sequence[Tokens]) -> Words:
+        unknown = self._word_index[UNKNOWN]
+        indices, lengths = word_indices(questions, self._word_index, unknown)
+        return Words(self.embed(indices.to(self.device)), lengths)
+
+    @abstractmethod
+    def embed(self, indices: Tensor) -> Tensor:
+        """Words' positions in the vocabulary ``(n, word)`` -> ``(n, word, channel)``."""
+
+    def encode(self, words: Words) -> Tensor:
+        return self.question(words.embeddings, words.lengths)
 
     def normalise(self, canvas: Tensor) -> Tensor:
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
