@@ -73,30 +73,43 @@ def program_of(trunk: nn.Module, side: int) -> Program:
 
 @pytest.mark.parametrize("name", SIZES)
 def test_features_equal_the_trunks_on_the_painted_image(name: str) -> None:
-    assert min(changes(*traced(name), *SIZES[name])) > 1e-3
+    assert min(changes(*traced(name), *SIZES[name], 1e-12)) > 1e-3
 
 
 @pytest.mark.skipif(not NAMED, reason="takes hours: VQATLAS_TRUNKS=all")
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", ASKED)
 def test_every_trunk_at_every_side_and_grid(name: str, side: int) -> None:
-    """Not every cell changes something: Inception v3 does not see the last of 97 pixels."""
+    """Not every cell changes something: Inception v3 does not see the last of 97 pixels. And not
+    every net keeps rounding small: EfficientNet v2 L blows it up ten million times."""
     trunk = built(name)
     program = program_of(trunk, side)
+    rounding = shaken(trunk, side)
+    limit = 1e-12 if rounding < 1e-12 else 100 * rounding
     for grid in GRIDS:
-        assert max(changes(trunk, program, side, grid)) > 1e-3
+        assert max(changes(trunk, program, side, grid, limit)) > 1e-3
+    assert limit < 1e-5
 
 
-def changes(trunk: nn.Module, program: Program, side: int, grid: int) -> list[float]:
+@torch.inference_mode()
+def shaken(trunk: nn.Module, side: int) -> float:
+    """How much the features change when the pixels do in their last digits."""
+    image = trunks.picture(side, 8).to(DEVICE, torch.float64)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+    features, other = trunk(torch.stack([image, image * (1 + 1e-15 * noise)]))
+    return sweeps.relative(other, features)
+
+
+def changes(trunk: nn.Module, program: Program, side: int, grid: int, limit: float) -> list[float]:
     """How much cells at every border and in the middle change the features, which are those of
-    the painted images."""
+    the painted images to a limit."""
     windows = grid_windows(side, side, grid)
     cells = sweeps.borders(windows)
     image, fill = (trunks.picture(side, seed).to(DEVICE, torch.float64) for seed in (8, 9))
     groups = sweeps.planned(program, windows, 4, cells)
     found = sweeps.swept(program, groups, windows, image, fill, cells)
     wanted = reference.features(trunk, image, fill, [windows[cell] for cell in cells])
-    assert sweeps.relative(found, wanted) < 1e-12
+    assert sweeps.relative(found, wanted) < limit
     (clean,) = trunk(image[None])
     return [sweeps.relative(clean, features) for features in wanted]
 
