@@ -9,8 +9,8 @@ TORCH_THREADS := OMP_NUM_THREADS=2
 demo: .venv/.installed  ## the whole workflow on the embedded world
 	@$(RUN) demo --out runs/demo
 
-test: .venv/.installed-dev  ## set-up and all tests, three files at a time
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+test: .venv/.installed-dev  ## set-up and all tests, two files at a time
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev  ## style, types, known vulnerabilities
 	.venv/bin/ruff check .

@@ -1,8 +1,10 @@
 """A real S3 server on a port of its own, and a bucket in it."""
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import boto3
 import pytest
@@ -19,6 +21,8 @@ def served() -> Iterator[str]:
     """
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
+    assert server._server is not None
+    server._server.app = conditions_in_turn(server._server.app)
     try:
         host, port = server.get_host_and_port()
         with pytest.MonkeyPatch.context() as patch:
@@ -27,6 +31,20 @@ def served() -> Iterator[str]:
             yield os.environ["AWS_ENDPOINT_URL"]
     finally:
         server.stop()
+
+
+def conditions_in_turn(app: Callable[..., Any]) -> Callable[..., Any]:
+    """The server with conditional writes as S3 has them: it looks whether there is an object and
+    puts one in two steps, between which another thread of it can do the same."""
+    turn = threading.Lock()
+
+    def wrapped(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if "HTTP_IF_NONE_MATCH" not in environ:
+            return app(environ, start_response)
+        with turn:
+            return app(environ, start_response)
+
+    return wrapped
 
 
 def reach(patch: pytest.MonkeyPatch, endpoint: str) -> None:

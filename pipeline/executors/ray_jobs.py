@@ -25,8 +25,8 @@ POLL = 1.0
 """Seconds between two questions about a job's status."""
 STOP_SECONDS = 30.0
 """How long a job may take to end that was asked to stop."""
-NEW_SECONDS = 60.0
-"""How long a head that has just started may take until it accepts jobs."""
+NEW_SECONDS = 180.0
+"""How long a head that has just started, or is busy, may take until it accepts jobs."""
 PROJECT = "vqatlas"
 """Key of our jobs' metadata; its value is the run's place."""
 LOST = {"JOB_SUPERVISOR_ACTOR_DIED", "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE"}
@@ -99,7 +99,7 @@ class Cluster:
         return job
 
     def _send(self, submission: Submission, job: str, environment: dict[str, Any]) -> None:
-        """Also to a head so new that it cannot start jobs yet."""
+        """Also to a head so new or busy that it cannot start jobs yet."""
         end = time.monotonic() + NEW_SECONDS
         while True:
             try:
