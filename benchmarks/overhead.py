@@ -120,19 +120,13 @@ def cpu_of_tree(root: psutil.Process) -> dict[psutil.Process, float]:
 def pair(few: Path, many: Path, out: Path, loop_first: bool) -> tuple[Spent, Spent]:
     """Of the scenes that many has and few has not: by the loop, by the run. Which is first changes
     from pair to pair, for the machine's speed changes too."""
-    if loop_first:
-        loop = loops(few, many)
-        return loop, runs(few, many, out)
-    run = runs(few, many, out)
-    return loops(few, many), run
+    before = by_loop(few, many) if loop_first else None
+    run = whole(many, out / "many").beyond(whole(few, out / "few"))
+    return before or by_loop(few, many), run
 
 
-def loops(few: Path, many: Path) -> Spent:
+def by_loop(few: Path, many: Path) -> Spent:
     return bare(many).beyond(bare(few))
-
-
-def runs(few: Path, many: Path, out: Path) -> Spent:
-    return whole(many, out / "many").beyond(whole(few, out / "few"))
 
 
 def overhead(kind: str, loops: Sequence[float], runs: Sequence[float]) -> str:
@@ -157,7 +151,7 @@ def main() -> None:
         few, many = (recipe(n * chosen.scenes, root / f"{n}") for n in (1, LONGER))
         bare(few)  # measures and compiles what is kept
         pairs = [pair(few, many, root / f"out{i}", i % 2 == 0) for i in range(chosen.repeats)]
-    bared, ran = (list(zip(*column, strict=True)) for column in zip(*pairs, strict=True))
+    loops, runs = (list(zip(*column, strict=True)) for column in zip(*pairs, strict=True))
     title = "Overhead of a whole run over the bare engine"
     text = "\n".join(
         [
@@ -166,8 +160,8 @@ def main() -> None:
             f"Occlusion of {(LONGER - 1) * chosen.scenes} scenes of the embedded world, three "
             "questions each.",
             "",
-            overhead("CPU of all processes", bared[1], ran[1]),
-            overhead("wall", bared[0], ran[0]),
+            overhead("CPU of all processes", loops[1], runs[1]),
+            overhead("wall", loops[0], runs[0]),
             f"- {machine()}; load {os.getloadavg()[0]:.1f}",
             "",
         ]

@@ -42,7 +42,8 @@ Clock = list[tuple[float, float]]
 
 
 class Phase(NamedTuple):
-    workers: int
+    """Seconds since 1970."""
+
     begin: float
     end: float
 
@@ -93,14 +94,16 @@ def phase(
     idle = [worker for k, worker in enumerate(workers) if k not in active]
     for worker in idle:
         worker.suspend()
-    look(workers, clocks)
-    begin = time.time()
-    while time.time() < begin + seconds:
-        time.sleep(LOOK)
+    try:
         look(workers, clocks)
-    for worker in idle:
-        worker.resume()
-    return Phase(len(active), begin, clocks[0][-1][0])
+        begin = time.time()
+        while time.time() < begin + seconds:
+            time.sleep(LOOK)
+            look(workers, clocks)
+    finally:
+        for worker in idle:
+            worker.resume()
+    return Phase(begin, clocks[0][-1][0])
 
 
 def look(workers: Sequence[psutil.Process], clocks: list[Clock]) -> None:

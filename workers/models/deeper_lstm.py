@@ -89,6 +89,7 @@ class DeeperLSTM(SquashedModel, CombineModel):
     """
 
     config: DeeperLSTMConfig
+    question: Question
 
     def __init__(self, config: DeeperLSTMConfig) -> None:
         super().__init__(config)
@@ -96,7 +97,7 @@ class DeeperLSTM(SquashedModel, CombineModel):
         self.geometry = geometry.model_copy(update={"combine": config.combine})
         cells = (geometry.feature_height // config.pool) * (geometry.feature_width // config.pool)
         self.image = Image(self.channels * cells, config)
-        self.question: Question = Question(config)
+        self.question = Question(config)
         self.drop = nn.Dropout(config.dropout)
         self.question_in = nn.Linear(2 * config.layers * config.state, config.combine)
         self.image_in = nn.Linear(config.fully[-1], config.combine)

@@ -83,12 +83,13 @@ class SAN(SquashedModel):
 
     provides = SplitModel.provides | {Capability.ATTENTION}
     config: SANConfig
+    question: Question
 
     def __init__(self, config: SANConfig) -> None:
         super().__init__(config)
         glimpses = {"glimpses": config.stacks, "glimpse_map": "last"}
         self.geometry = self.geometry.model_copy(update=glimpses)
-        self.question: Question = Question(config)
+        self.question = Question(config)
         self.image = nn.Linear(self.channels, config.state)
         self.drop = nn.Dropout(config.dropout)
         self.stacks = nn.ModuleList(Stack(config) for _ in range(config.stacks))
