@@ -53,7 +53,7 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     end = time.monotonic() + PATIENCE
     while not (found := condition()):
         assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+        time.sleep(0.1)  # what it asks costs processor time too
     return found
 
 
@@ -97,6 +97,12 @@ class Nodes:
         self.cluster.remove_node(node, allow_graceful=False)
         if node in self.workers:
             self.workers.remove(node)
+
+    def lose_head(self) -> None:
+        """SIGKILL to the head's control service and to every worker, which nothing replaces."""
+        self.cluster.head_node.kill_gcs_server(check_alive=False)
+        for actor in self.actors():
+            actor.kill()
 
     def actors(self, nodes: Sequence[Any] | None = None) -> list[psutil.Process]:
         """Processes of our actors on some nodes, on all unless said."""

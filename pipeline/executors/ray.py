@@ -20,10 +20,12 @@ from ray.exceptions import (
     RayError,
     RayTaskError,
 )
+from ray.util.client import ray as client
 from ray.util.metrics import Counter as Total
 from ray.util.metrics import Gauge
 
 from pipeline.executors.base import Executor, Job, Outcome, Worker
+from pipeline.executors.head import Head
 from schemas.config import Resources
 from schemas.report import Report
 from schemas.shard import Task
@@ -84,6 +86,11 @@ class RayExecutor(Executor):
             pool = _Pool(job, tasks, resources)
             try:
                 yield from pool.outcomes()
+            except ConnectionError as error:  # Ray Client's, which has tried for half a minute
+                raise UserError(
+                    f"The connection to {resources.address} is lost ({error}). What is committed "
+                    "stays: give the same command again when the cluster can be reached."
+                ) from error
             finally:
                 pool.close()
 
@@ -103,6 +110,7 @@ class _Pool:
         self.last_up = time.monotonic()
         self.gpus = _gpus(job, resources)
         self.gauges = Gauges(resources)
+        self.head = Head(None if client.is_connected() else ray.get_runtime_context().gcs_address)
         self.actor = ray.remote(Actor).options(
             num_cpus=resources.threads,
             num_gpus=self.gpus,
@@ -115,6 +123,7 @@ class _Pool:
 
     def outcomes(self) -> Iterator[Outcome]:
         while self.queue or any(slot.tasks for slot in self.slots):
+            self.head.check()
             self._check_started()
             self._kill_hung()
             self.gauges.queue(len(self.queue) + sum(len(slot.tasks) for slot in self.slots))
@@ -124,8 +133,9 @@ class _Pool:
                     yield from self._finish(call)
 
     def close(self) -> None:
-        for slot in self.slots:
-            ray.kill(slot.handle)
+        if ray.is_initialized() and not self.head.lost:  # it would wait for the head
+            for slot in self.slots:
+                ray.kill(slot.handle)
 
     def _start(self) -> None:
         slot = Slot(self.actor.remote(self.job.worker, self.job.arguments))

@@ -1,0 +1,67 @@
+"""A run whose cluster goes: first the connection to it, then its head."""
+
+from pathlib import Path
+from subprocess import Popen
+
+import pytest
+
+from pipeline import run as stages
+from schemas.config import RunConfig
+from tests import clusters
+from tests.clusters import log_of, run_driver, wait_for
+from tests.conftest import METHODS, Recipe
+from tests.runs import assert_same_run
+
+
+def lasting(recipe: Recipe, executor: str) -> RunConfig:
+    """A shard an image, so that some are left when the first is committed."""
+    resources = {"executor": executor, "workers": 2, "device": "cpu", "engine": "plain"}
+    methods = {**METHODS, "occlusion": {"grid": 16}}
+    return recipe(methods=methods, store={"shard_size": 3}, resources=resources)
+
+
+def fragments(out: Path) -> set[str]:
+    return {path.name for path in (out / "maps").glob("part-*.parquet")}
+
+
+def begin(file: Path, out: Path, address: str) -> Popen:
+    """A driver that has committed something."""
+    before = fragments(out)
+    driver = run_driver(file, out, f"resources.address={address}")
+    wait_for(lambda: fragments(out) > before or driver.poll() is not None)
+    assert driver.poll() is None, log_of(out).read_text()
+    return driver
+
+
+def last_words(driver: Popen, out: Path) -> str:
+    """The line that a driver which could not go on has ended with."""
+    wait_for(lambda: driver.poll() is not None)
+    said = log_of(out).read_text()
+    assert driver.returncode == 2, said
+    assert "Traceback" not in said
+    return said.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_lost_connection_and_lost_head_end_the_run_with_their_reason_and_it_goes_on(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    file = clusters.recipe_file(lasting(recipe, "ray"), tmp_path)
+    with clusters.nodes(1) as cluster:
+        head = cluster.address
+        with cluster.client(tmp_path / "client.log") as client:
+            driver = begin(file, out, client)
+        assert f"The connection to {client} is lost" in last_words(driver, out)
+        driver = begin(file, out, head)
+        cluster.lose_head()
+        assert f"Ray's head at {head} has not answered" in last_words(driver, out)
+    committed = fragments(out)
+    assert 2 <= len(committed) < 8
+    with clusters.nodes(1) as cluster:
+        driver = run_driver(file, out, f"resources.address={cluster.address}")
+        wait_for(lambda: driver.poll() is not None)
+        assert driver.returncode == 0, log_of(out).read_text()
+    assert committed < fragments(out)
+    stages.run(lasting(recipe, "local"), tmp_path / "undisturbed")
+    assert_same_run(tmp_path / "undisturbed", out)
