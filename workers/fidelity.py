@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from schemas.config import RunConfig
 from schemas.example import Example
@@ -83,6 +82,8 @@ def _pairs(
 
 
 def _fidelity(label: str, name: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Fidelity:
+    from scipy.stats import spearmanr  # here: it takes a second, of every worker
+
     varying = [(a.ravel(), b.ravel()) for a, b in pairs if np.ptp(a) > 0 and np.ptp(b) > 0]
     correlations = [float(spearmanr(a, b).statistic) for a, b in varying]
     return Fidelity(

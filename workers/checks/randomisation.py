@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.stats import rankdata
 
 from workers.checks.base import (
     Check,
@@ -124,6 +123,8 @@ def rho(
 ) -> Scores:
     """Spearman's rho of each pair, of what ``view`` makes of the maps; ``known`` are faults that
     a pair has whatever the maps are."""
+    from scipy.stats import rankdata  # here: it takes a second, of every worker
+
     finite = np.array([bool(np.isfinite(b).all()) for b in others])
     pairs = [
         (view(a).ravel(), view(b if ok else np.zeros_like(b)).ravel())

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from schemas.arrays import ArraySpec
@@ -134,6 +133,8 @@ class _Surrogate(ImageMethod, ABC):
 
     @torch.no_grad()
     def _of(self, scene: Scene, row: Row, cells: Tensor) -> Tensor:
+        from sklearn.exceptions import ConvergenceWarning  # here: scikit-learn takes a second
+
         explainer = self._explainer(_forward(scene, row, self.score))
         with _seeded(scene, row, self.seed), warnings.catch_warnings():
             warnings.simplefilter("error", ConvergenceWarning)

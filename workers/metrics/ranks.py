@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from workers.metrics.base import DEGENERATE_HUMAN, DEGENERATE_MODEL
 
@@ -25,6 +24,8 @@ def rank(maps: np.ndarray) -> list[Ranked]:
 
 def rank_rows(maps: np.ndarray) -> np.ndarray:
     """What ``rank`` makes of rows ``(n, cell)``, as one array: for many small maps at once."""
+    from scipy.stats import rankdata  # here: it takes a second, of every worker
+
     ranks = rankdata(maps, axis=1) - (maps.shape[1] + 1) / 2
     lengths = np.sqrt(np.einsum("nc,nc->n", ranks, ranks))
     return ranks / np.where(lengths == 0, 1, lengths)[:, None]
