@@ -1,24 +1,29 @@
 """Convolutional trunks with random weights and statistics, and pictures for them."""
 
 from dataclasses import replace
+from math import ceil, gcd
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.convnext import CNBlock
 from torchvision.ops import SqueezeExcitation
 
 from workers.models import trunks
 from workers.sweep.program import INPUT, Program
 
 
-def network(name: str) -> nn.Module:
-    """One of ours by its name, as it is initialised there. It is laid out without memory first:
-    drawing the weights of a classifier that is thrown away can take seconds."""
+def network(name: str, part: int = 1) -> nn.Module:
+    """One of ours by its name, as it is initialised there, with one in ``part`` of its channels.
+    It is laid out without memory first: drawing the weights of a classifier that is thrown away
+    can take seconds."""
     with torch.device("meta"):
         if name in TRANSFORMED:
             trunk: nn.Module = trunks.Inception(name.removeprefix("transformed_"), transform=True)
         else:
             trunk = trunks.TRUNKS[name]((8, 12, 16))
+        if part > 1:
+            thin(trunk, part)
     trunk.to_empty(device="cpu")
     for module in trunk.modules():
         if hasattr(module, "reset_parameters"):
@@ -30,10 +35,41 @@ TRANSFORMED = ("transformed_googlenet", "transformed_inception_v3")
 """With ``transform_input``, as torchvision's own weights want it."""
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
+def thin(trunk: nn.Module, part: int) -> None:
+    """Leave one in ``part`` of the channels of every layer. Kernels, strides, paddings and the
+    way from layer to layer stay, so windows grow as they do in the whole trunk."""
+    for name, module in [*trunk.named_modules()]:
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear | nn.LayerNorm):
+            trunk.set_submodule(name, thinner(module, part))
+        elif isinstance(module, CNBlock):
+            channels = fewer(len(module.layer_scale), part)
+            module.layer_scale = nn.Parameter(module.layer_scale[:channels])
+
+
+def thinner(module: nn.Module, part: int) -> nn.Module:
+    """The same layer between fewer channels, initialised anew."""
+    if isinstance(module, nn.Conv2d):
+        inputs, outputs = fewer(module.in_channels, part), fewer(module.out_channels, part)
+        layout = (module.kernel_size, module.stride, module.padding, module.dilation)
+        groups = gcd(module.groups, inputs, outputs)
+        return nn.Conv2d(inputs, outputs, *layout, groups, module.bias is not None)
+    if isinstance(module, nn.BatchNorm2d):
+        return nn.BatchNorm2d(fewer(module.num_features, part), module.eps)
+    if isinstance(module, nn.Linear):
+        return nn.Linear(fewer(module.in_features, part), fewer(module.out_features, part))
+    assert isinstance(module, nn.LayerNorm)
+    return type(module)(fewer(module.normalized_shape[0], part), module.eps)
+
+
+def fewer(channels: int, part: int) -> int:
+    """A picture's three stay."""
+    return channels if channels == 3 else ceil(channels / part)
+
+
+def build(name: str, seed: int = 0, part: int = 1) -> nn.Module:
     """A frozen float64 trunk with random weights and statistics."""
     torch.manual_seed(seed)
-    trunk = network(name).eval().requires_grad_(False)
+    trunk = network(name, part).eval().requires_grad_(False)
     randomise(trunk)
     return trunk.double()
 
