@@ -8,6 +8,7 @@ from typing import Any
 
 import boto3
 import pytest
+from moto.moto_server.werkzeug_app import create_backend_app
 from moto.server import ThreadedMotoServer
 
 BUCKET = "vqatlas"
@@ -22,7 +23,8 @@ def served() -> Iterator[str]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     assert server._server is not None
-    server._server.app = conditions_in_turn(server._server.app)
+    # one service's application: to find out which is meant takes as long as to answer
+    server._server.app = conditions_in_turn(create_backend_app("s3"))
     try:
         host, port = server.get_host_and_port()
         with pytest.MonkeyPatch.context() as patch:
