@@ -3,6 +3,7 @@
 Where it does not for a minute, Ray ends the driver's process without a word.
 """
 
+import os
 import socket
 import time
 
@@ -10,9 +11,9 @@ from workers.errors import UserError
 
 EVERY, TIMEOUT = 5.0, 3.0
 """Seconds between two questions, and to wait for an answer."""
-PATIENCE = 30.0
-"""Seconds without an answer after which the run stops: a head with fault tolerance is back sooner,
-and Ray waits for sixty."""
+RAYS_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""Seconds that Ray waits for a head, which one with fault tolerance needs to come back: 60 unless
+this variable says otherwise, as KubeRay's does."""
 
 
 class Head:
@@ -23,6 +24,7 @@ class Head:
         self.address = address
         self.asked = self.answered = time.monotonic()
         self.lost = False
+        self.patience = float(os.environ.get(RAYS_PATIENCE, 60)) / 2  # to end takes its time too
 
     def check(self) -> None:
         """Ask now and then; raise when it has been silent for too long."""
@@ -32,7 +34,7 @@ class Head:
         if _answers(self.address):
             self.answered = time.monotonic()
         silent = time.monotonic() - self.answered
-        self.lost = silent > PATIENCE
+        self.lost = silent > self.patience
         if self.lost:
             raise UserError(
                 f"Ray's head at {self.address} has not answered for {silent:.0f} s, and without it "
