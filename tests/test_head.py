@@ -1,5 +1,6 @@
-"""A run whose cluster goes: first the connection to it, then its head."""
+"""A run whose cluster goes, first the connection to it, then its head, or was never there."""
 
+import socket
 from pathlib import Path
 from subprocess import Popen
 
@@ -65,3 +66,14 @@ def test_lost_connection_and_lost_head_end_the_run_with_their_reason_and_it_goes
     assert committed < fragments(out)
     stages.run(lasting(recipe, "local"), tmp_path / "undisturbed")
     assert_same_run(tmp_path / "undisturbed", out)
+
+
+@pytest.mark.slow
+def test_address_at_which_nobody_listens_is_named_at_once(recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with socket.socket() as taken:  # bound, so that nobody else is there, and not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        file = clusters.recipe_file(lasting(recipe, "ray"), tmp_path)
+        driver = run_driver(file, out, f"resources.address={address}")
+        assert f"Nobody answers at resources.address={address}" in last_words(driver, out)

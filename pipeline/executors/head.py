@@ -31,7 +31,7 @@ class Head:
         if self.address is None or time.monotonic() - self.asked < EVERY:
             return
         self.asked = time.monotonic()
-        if _answers(self.address):
+        if answers(self.address):
             self.answered = time.monotonic()
         silent = time.monotonic() - self.answered
         self.lost = silent > self.patience
@@ -43,7 +43,8 @@ class Head:
             )
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether somebody listens at ``host:port``."""
     host, port = address.rsplit(":", 1)
     try:
         with socket.create_connection((host.strip("[]"), int(port)), TIMEOUT):

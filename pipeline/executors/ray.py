@@ -25,7 +25,7 @@ from ray.util.metrics import Counter as Total
 from ray.util.metrics import Gauge
 
 from pipeline.executors.base import Executor, Job, Outcome, Worker
-from pipeline.executors.head import Head
+from pipeline.executors.head import Head, answers
 from schemas.config import Resources
 from schemas.report import Report
 from schemas.shard import Task
@@ -309,6 +309,17 @@ def _node_lost(error: RayError) -> bool:
     return isinstance(error, ActorUnavailableError) or NODE_DIED in str(error)
 
 
+def _check_address(address: str) -> None:
+    """Ray would wait for minutes, and say nothing, where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address and not answers(address):
+        raise UserError(
+            f"Nobody answers at resources.address={address}. It is the host and port that `ray "
+            "start --head` told (6379 unless said otherwise); on a machine of the cluster `auto` "
+            "finds it."
+        )
+
+
 @contextmanager
 def _cluster(resources: Resources) -> Iterator[None]:
     """Connected to the cluster asked for, or to one of our own that ends with the block."""
@@ -320,6 +331,7 @@ def _cluster(resources: Resources) -> Iterator[None]:
         cpus = max(os.cpu_count() or 1, resources.workers * resources.threads)
         ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
     else:
+        _check_address(resources.address)
         ray.init(address=resources.address, **quiet)
     try:
         yield
