@@ -31,6 +31,7 @@ from schemas.config import RunConfig
 from schemas.example import Example
 from schemas.report import Report
 from schemas.shard import Shard, Task
+from tests.conftest import METHODS, Recipe
 from workers.explain import Explainer
 from workers.store import Store
 
@@ -45,6 +46,7 @@ QUICK = {
     "metrics_report_interval_ms": 500,
 }
 """A node's death is noticed within seconds, and metrics are there as soon."""
+WORKERS = {"executor": "ray", "workers": 2, "device": "cpu"}
 SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
@@ -176,6 +178,24 @@ def run_driver(recipe: Path, out: Path, *overrides: str) -> subprocess.Popen:
 
 def log_of(out: Path) -> Path:
     return out.with_suffix(".log")
+
+
+def lasting(recipe: Recipe, executor: str = "ray") -> RunConfig:
+    """A recipe with something left to do once its first shard is committed."""
+    methods = {**METHODS, "occlusion": {"grid": 16}}
+    resources = {**WORKERS, "executor": executor, "engine": "plain"}
+    return recipe(methods=methods, store={"shard_size": 3}, resources=resources)
+
+
+def fragments(out: Path) -> set[str]:
+    return {path.name for path in (out / "maps").glob("part-*.parquet")}
+
+
+def end(driver: subprocess.Popen, out: Path) -> int:
+    """The exit status of a run that came to its end."""
+    wait_for(lambda: driver.poll() is not None)
+    assert driver.returncode in (0, 1), log_of(out).read_text()
+    return driver.returncode
 
 
 class Stuck(Explainer):

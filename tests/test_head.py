@@ -7,22 +7,10 @@ from subprocess import Popen
 import pytest
 
 from pipeline import run as stages
-from schemas.config import RunConfig
 from tests import clusters
-from tests.clusters import log_of, run_driver, wait_for
-from tests.conftest import METHODS, Recipe
+from tests.clusters import end, fragments, lasting, log_of, run_driver, wait_for
+from tests.conftest import Recipe
 from tests.runs import assert_same_run
-
-
-def lasting(recipe: Recipe, executor: str) -> RunConfig:
-    """A shard an image, so that some are left when the first is committed."""
-    resources = {"executor": executor, "workers": 2, "device": "cpu", "engine": "plain"}
-    methods = {**METHODS, "occlusion": {"grid": 16}}
-    return recipe(methods=methods, store={"shard_size": 3}, resources=resources)
-
-
-def fragments(out: Path) -> set[str]:
-    return {path.name for path in (out / "maps").glob("part-*.parquet")}
 
 
 def begin(file: Path, out: Path, address: str) -> Popen:
@@ -48,7 +36,7 @@ def test_lost_connection_and_lost_head_end_the_run_with_their_reason_and_it_goes
     recipe: Recipe, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    file = clusters.recipe_file(lasting(recipe, "ray"), tmp_path)
+    file = clusters.recipe_file(lasting(recipe), tmp_path)
     with clusters.nodes(1) as cluster:
         head = cluster.address
         with cluster.client(tmp_path / "client.log") as client:
@@ -61,8 +49,7 @@ def test_lost_connection_and_lost_head_end_the_run_with_their_reason_and_it_goes
     assert 2 <= len(committed) < 8
     with clusters.nodes(1) as cluster:
         driver = run_driver(file, out, f"resources.address={cluster.address}")
-        wait_for(lambda: driver.poll() is not None)
-        assert driver.returncode == 0, log_of(out).read_text()
+        assert end(driver, out) == 0
     assert committed < fragments(out)
     stages.run(lasting(recipe, "local"), tmp_path / "undisturbed")
     assert_same_run(tmp_path / "undisturbed", out)
@@ -74,6 +61,6 @@ def test_address_at_which_nobody_listens_is_named_at_once(recipe: Recipe, tmp_pa
     with socket.socket() as taken:  # bound, so that nobody else is there, and not listening
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        file = clusters.recipe_file(lasting(recipe, "ray"), tmp_path)
+        file = clusters.recipe_file(lasting(recipe), tmp_path)
         driver = run_driver(file, out, f"resources.address={address}")
         assert f"Nobody answers at resources.address={address}" in last_words(driver, out)

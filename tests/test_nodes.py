@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 
@@ -14,14 +13,23 @@ from pipeline import run as stages
 from pipeline.dataset import Run
 from schemas.config import RunConfig
 from tests import clusters
-from tests.clusters import Nodes, log_of, run_driver, start, wait_for
-from tests.conftest import METHODS, Recipe
+from tests.clusters import (
+    WORKERS,
+    Nodes,
+    end,
+    fragments,
+    lasting,
+    log_of,
+    run_driver,
+    start,
+    wait_for,
+)
+from tests.conftest import Recipe
 from tests.runs import assert_same_run
 from workers.crashes import Crashes
 from workers.objects import open_objects
 
 pytestmark = pytest.mark.slow
-WORKERS = {"executor": "ray", "workers": 2, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -43,25 +51,8 @@ def undisturbed(reference: Path, recipe: Recipe) -> Path:
     return reference
 
 
-def lasting(recipe: Recipe, executor: str = "ray") -> RunConfig:
-    """A recipe with something left to do once its first shard is committed."""
-    methods = {**METHODS, "occlusion": {"grid": 16}}
-    resources = {**WORKERS, "executor": executor, "engine": "plain"}
-    return recipe(methods=methods, store={"shard_size": 3}, resources=resources)
-
-
-def fragments(out: Path) -> set[str]:
-    return {path.name for path in (out / "maps").glob("part-*.parquet")}
-
-
 def events(out: Path) -> Counter[str]:
     return Counter(event["event"] for event in journal.read(open_objects(out), 10_000))
-
-
-def end(driver: Popen, out: Path) -> int:
-    wait_for(lambda: driver.poll() is not None)
-    assert driver.returncode in (0, 1), log_of(out).read_text()
-    return driver.returncode
 
 
 def test_driver_elsewhere_runs_through_ray_client(

@@ -25,7 +25,7 @@ from workers.sweep.engine import Engine, Options
 from workers.sweep.program import Program
 from workers.sweep.schedule import Schedule
 from workers.sweep.trace import trace
-from workers.sweep.windows import grid_windows, paint
+from workers.sweep.windows import Windows, grid_windows, paint
 
 CONVOLUTIONAL = {
     "resnet18": (225, 16),
@@ -102,7 +102,7 @@ def test_every_trunk_at_every_side_and_grid(name: str, part: int, side: int) -> 
 
 def both(trunk: nn.Module, program: Program, side: int, grid: int) -> tuple[Tensor, Tensor]:
     """Features of cells at every border and in the middle, by windows and of whole images."""
-    windows, cells = grid_windows(side, side, grid), borders(side, grid)
+    windows, cells = painted_cells(side, grid)
     groups = sweeps.planned(program, windows, 4, cells)
     found = sweeps.swept(program, groups, windows, *shown(side), cells)
     return found, reference.features(trunk, *shown(side), [windows[cell] for cell in cells])
@@ -114,17 +114,18 @@ def shown(side: int) -> tuple[Tensor, Tensor]:
     return image, fill
 
 
-def borders(side: int, grid: int) -> list[int]:
-    return sweeps.borders(grid_windows(side, side, grid))
+def painted_cells(side: int, grid: int) -> tuple[Windows, list[int]]:
+    windows = grid_windows(side, side, grid)
+    return windows, sweeps.borders(windows)
 
 
 @torch.inference_mode()
 def shaken(trunk: nn.Module, side: int, grid: int, features: Tensor) -> float:
     """How much the features of the painted images change, at most, when their pixels do in their
     last digits, in four ways."""
-    windows = grid_windows(side, side, grid)
+    windows, cells = painted_cells(side, grid)
     image, fill = shown(side)
-    painted = paint(image, [windows[cell] for cell in borders(side, grid)], fill)
+    painted = paint(image, [windows[cell] for cell in cells], fill)
     source = torch.Generator().manual_seed(0)
     noises = (torch.randn(painted.shape, generator=source).to(painted) for _ in range(4))
     return max(sweeps.relative(trunk(painted * (1 + 1e-15 * noise)), features) for noise in noises)
