@@ -12,8 +12,10 @@ from tests import nets, sweeps
 from tests.reference import incremental as reference
 from workers.sweep.operations import Convolution, MaxPool, SumPool
 from workers.sweep.program import BATCH, INPUT, Program
+from workers.sweep.readers import READERS
 from workers.sweep.trace import Untraceable, trace
 from workers.sweep.windows import grid_windows
+from workers.sweep.writes import functional
 
 SIDE = 32
 
@@ -102,6 +104,50 @@ def shuffle() -> nn.Module:
     return nn.Sequential(*list(network.children())[:-1])
 
 
+def written_while_read(conv: nn.Module, x: Tensor) -> Tensor:
+    y = conv(x)
+    before = y + 1
+    y.relu_()
+    return before * y
+
+
+def written_under_another_name(conv: nn.Module, x: Tensor) -> Tensor:
+    y = conv(x)
+    z = y.relu_()
+    y.add_(x[:, :1], alpha=3)
+    return z * y
+
+
+def written_after_a_view(conv: nn.Module, x: Tensor) -> Tensor:
+    y = conv(x).sigmoid_()
+    part = y[:, :2]
+    y.clamp_(min=0.5)
+    return torch.cat([part, y], 1)
+
+
+def written_through_dropout(conv: nn.Module, x: Tensor) -> Tensor:
+    y = conv(x)
+    torch.dropout(y, p=0.5, train=False).relu_()
+    return y + 1
+
+
+def written_through_a_layout(conv: nn.Module, x: Tensor) -> Tensor:
+    y = conv(x)
+    y.contiguous().relu_()
+    return y + 1
+
+
+ALONE = {
+    "written": lambda conv, x: F.hardtanh_(conv(x).relu_().mul_(2).sub_(x[:, :1])),
+    "written while read": written_while_read,
+    "written under another name": written_under_another_name,
+    "written through dropout": written_through_dropout,
+    "written through a layout": written_through_a_layout,
+}
+SEEN = {
+    "written after a view": written_after_a_view,
+}
+"""Writes into tensors that are seen under one name only, and into others."""
 WINDOWED: dict[str, nn.Module] = {
     "turned": Turned(),
     "checkpoint": Checkpointed(),
@@ -130,9 +176,11 @@ WINDOWED: dict[str, nn.Module] = {
     "minimum": Spelled(lambda conv, x: torch.minimum(conv(x), x[:, :1])),
     "frozen statistics": nn.Sequential(conv(3, 4), nn.BatchNorm2d(4, affine=False)),
     "dropout": nn.Sequential(conv(3, 4), nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout()),
+    **{name: Spelled(function) for name, function in {**ALONE, **SEEN}.items()},
 }
 """Trunks all of whose steps are windows."""
 WHOLE: dict[str, nn.Module] = {
+    "view written": Spelled(lambda conv, x: (lambda y: (y[:, :2].relu_(), y)[1])(conv(x))),
     "tokens": Tokens(),
     "swin": Swin(),
     "shuffle": shuffle(),
@@ -227,6 +275,36 @@ def test_normalisation_sum_and_relu_become_part_of_the_convolution() -> None:
     relus = [getattr(step.operation, "relu", None) for step in program.steps]
     assert relus == [True, None, True, True, False, True, True, True, True]
     assert [len(step.operands) for step in program.steps].count(2) == 2
+
+
+@pytest.mark.parametrize("name", [*ALONE, *SEEN])
+def test_write_into_a_tensor_without_views_is_another_name(name: str) -> None:
+    trunk = Spelled({**ALONE, **SEEN}[name]).requires_grad_(False)
+    exported = torch.export.export(trunk, (torch.zeros(2, 3, SIDE, SIDE),), strict=False)
+    assert functional(exported.graph, READERS) == (name in ALONE)
+
+
+class Counting(nn.Module):
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(3, 4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return self.conv(x)
+
+
+def test_trunk_that_changes_itself_is_refused() -> None:
+    with pytest.raises(Untraceable, match="it changes its own buffers or its input"):
+        traced(Counting())
+
+
+def test_normalisation_by_the_batch_is_refused() -> None:
+    with pytest.raises(Untraceable, match="it has batch normalisation in training mode"):
+        traced(Spelled(lambda conv, x: F.batch_norm(conv(x), None, None, training=True)))
 
 
 class Watched(nn.Module):

@@ -77,15 +77,21 @@ def _linear(tracer: Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
     return tracer.add(node, Convolution(weight[:, :, None, None], a["bias"], point), x)
 
 
-def _batch_norm(tracer: Tracer, node: fx.Node, a: dict[str, Any]) -> list[Value]:
+def _batch_norm(tracer: Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
     mean, variance = a["running_mean"], a["running_var"]
-    if a.get("training") or not isinstance(mean, Tensor) or isinstance(a["weight"], Value):
+    if a.get("training"):
+        raise Untraceable("it has batch normalisation in training mode")
+    if not isinstance(mean, Tensor) or isinstance(a["weight"], Value):
         raise Unknown
     scale = (variance + a["eps"]).rsqrt()
     scale = scale if a["weight"] is None else scale * a["weight"]
     shift = -mean * scale
     shift = shift if a["bias"] is None else shift + a["bias"]
-    return [tracer.add(node, Affine(scale, shift), _map(a["input"]))]
+    return tracer.add(node, Affine(scale, shift), _map(a["input"]))
+
+
+def _batch_norm_outputs(tracer: Tracer, node: fx.Node, a: dict[str, Any]) -> list[Value]:
+    return [_batch_norm(tracer, node, a)]
 
 
 def _max_pool(tracer: Tracer, node: fx.Node, a: dict[str, Any]) -> Value:
@@ -341,7 +347,8 @@ READERS: dict[Any, Reader] = {
     aten.conv2d.padding: _convolution,
     aten.convolution.default: _convolution,
     aten.linear.default: _linear,
-    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.batch_norm.default: _batch_norm,
+    aten._native_batch_norm_legit_no_training.default: _batch_norm_outputs,
     aten.max_pool2d.default: _max_pool,
     aten.avg_pool2d.default: _average_pool,
     aten.prelu.default: _prelu,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workers.sweep.program import Program, shortened
 from workers.sweep.readers import READERS
 from workers.sweep.tracer import Tracer, Untraceable
+from workers.sweep.writes import functional
 
 __all__ = ["Untraceable", "trace"]
 MOST = 65535
@@ -38,6 +39,8 @@ def _export(trunk: nn.Module, pixels: Tensor) -> torch.export.ExportedProgram:
             exported = torch.export.export(
                 trunk, (pixels,), dynamic_shapes=({0: batch},), strict=False
             )
+            if functional(exported.graph, READERS):
+                return exported
             return exported.run_decompositions({})
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError) as error:
         raise Untraceable(f"torch.export refuses it: {str(error).splitlines()[0]}") from error

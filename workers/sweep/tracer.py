@@ -89,7 +89,7 @@ class Tracer:
             reader = self.readers.get(node.target)
             if reader is None:
                 raise Unknown
-            return reader(self, node, _bound(node.target, *args))
+            return reader(self, node, bound(node.target, *args))
         except Unknown:
             return self._mixing(node, args)
 
@@ -139,7 +139,7 @@ def _values(tree: Any) -> list[Value]:
     return found
 
 
-def _bound(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def bound(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments by the name the operation's schema gives them, defaults filled in."""
     if not hasattr(target, "_schema"):
         return {str(i): value for i, value in enumerate(args)}
