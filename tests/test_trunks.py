@@ -212,7 +212,7 @@ def test_every_trunk_in_float32(name: str, side: int) -> None:
         ours, theirs, others = (x.painted[:, q].softmax(1) for x in (found, wanted, other))
         rounding = (others - theirs[:9]).abs().max()
         print(f"difference {(ours - theirs).abs().max():.1e}, between plain passes {rounding:.1e}")
-        assert theirs[:, answer].std() > 1e-4
+        assert theirs[:, answer].std() > 5e-5
         assert (ours - theirs).abs().max() < max(1e-5, 2 * rounding)
         assert spearmanr(ours[:, answer].cpu(), theirs[:, answer].cpu()).statistic >= 0.9999
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.convnext import CNBlock
+from torchvision.models.efficientnet import FusedMBConv, MBConv
 from torchvision.ops import SqueezeExcitation
 
 from workers.models import trunks
@@ -101,6 +102,10 @@ def randomise(trunk: nn.Module) -> None:
         nn.init.uniform_(norm.weight, 0.5, 1.5)
         nn.init.normal_(norm.bias, std=0.3)
         norm.train().momentum = 1
+    for block in (m for m in trunk.modules() if isinstance(m, MBConv | FusedMBConv)):
+        if block.use_res_connect:  # up to a hundred of them
+            last = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)][-1]
+            last.weight *= 0.3
     trunk(torch.stack([picture(75, seed) for seed in range(4)]))
     for norm in norms:
         norm.eval()
