@@ -109,6 +109,58 @@ class Overwritten(nn.Module):
         return torch.maximum(alias, 0.25 * x) - y / 4
 
 
+class Writes(nn.Module):
+    """Tensors and other names of them, written to in a random order, all of them in the result.
+    A step is what to do, with which tensor, and with which other one."""
+
+    def __init__(self, steps: list[tuple[Callable[[Tensor, Tensor], Tensor], int, int]]) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [x * 1.0]
+        for act, i, j in self.steps:
+            seen.append(act(seen[i % len(seen)], seen[j % len(seen)].clone()))
+        return sum(y * (i + 1) for i, y in enumerate(seen))
+
+
+NAMES = (
+    lambda x, y: x,
+    lambda x, y: x[:],
+    lambda x, y: x.detach(),
+    lambda x, y: x.contiguous(),
+    lambda x, y: x.permute(0, 2, 3, 1).permute(0, 3, 1, 2),
+    lambda x, y: x.flatten(2).unflatten(2, x.shape[2:]),
+    lambda x, y: x.to(x.dtype),
+    lambda x, y: F.dropout(x, training=False),
+    lambda x, y: F.dropout2d(x, training=False),
+)
+"""Another name of a tensor's memory."""
+WRITES = (
+    lambda x, y: x.relu_(),
+    lambda x, y: x.mul_(0.5),
+    lambda x, y: x.add_(y),
+    lambda x, y: x.sub_(y, alpha=2),
+    lambda x, y: x.copy_(y),
+    lambda x, y: x.clamp_(min=-0.25),
+    lambda x, y: F.silu(x, inplace=True),
+    lambda x, y: F.relu6(x, inplace=True),
+    lambda x, y: x[:, :1].sigmoid_() + x,
+)
+
+
+def writes() -> st.SearchStrategy[Writes]:
+    """One or two other names and two to five writes."""
+    number = st.integers(0, 9)
+
+    def steps(acts: st.SearchStrategy, low: int, high: int) -> st.SearchStrategy:
+        return st.lists(st.tuples(acts, number, number), min_size=low, max_size=high)
+
+    named, written = steps(st.sampled_from(NAMES), 0, 2), steps(st.sampled_from(WRITES), 2, 5)
+    both = st.tuples(named, written).flatmap(lambda pair: st.permutations(pair[0] + pair[1]))
+    return both.map(Writes)
+
+
 Draw = Callable[[st.SearchStrategy], int]
 
 

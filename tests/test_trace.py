@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 from torchvision.models import ShuffleNetV2, SwinTransformer
 
-from tests import nets, sweeps
+from tests import nets, random_nets, sweeps
 from tests.reference import incremental as reference
 from workers.sweep.operations import Convolution, MaxPool, SumPool
 from workers.sweep.program import BATCH, INPUT, Program
@@ -282,6 +283,15 @@ def test_write_into_a_tensor_without_views_is_another_name(name: str) -> None:
     trunk = Spelled({**ALONE, **SEEN}[name]).requires_grad_(False)
     exported = torch.export.export(trunk, (torch.zeros(2, 3, SIDE, SIDE),), strict=False)
     assert functional(exported.graph, READERS) == (name in ALONE)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(layer=random_nets.writes())
+def test_writes_in_any_order_are_seen_by_all_who_read_later(layer: random_nets.Writes) -> None:
+    torch.manual_seed(0)
+    trunk, program = traced(nn.Sequential(conv(3, 4), layer), 8)
+    pixels = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(program(pixels), trunk(pixels), rtol=1e-12, atol=1e-13)
 
 
 class Counting(nn.Module):
