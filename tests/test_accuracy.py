@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import workers.metrics
+import workers.vqa_accuracy
 from pipeline.studies.accuracy import accuracy_table
 from tests.reference.metrics import OfficialVQA
 from workers.errors import UserError
-from workers.metrics.vqa_accuracy import accuracy, normalise
+from workers.vqa_accuracy import accuracy, normalise
 
 TABLES = json.loads(
-    Path(workers.metrics.__file__).with_name("answer_normalisation.json").read_text("utf-8")
+    Path(workers.vqa_accuracy.__file__).with_name("answer_normalisation.json").read_text("utf-8")
 )
 OFFICIAL = OfficialVQA(TABLES)
 

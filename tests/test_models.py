@@ -175,6 +175,14 @@ def test_kazemi_built_model_is_frozen_and_provides_what_it_can_do() -> None:
     assert model.answer_index("no such answer") is None
 
 
+def test_answer_is_found_as_the_evaluation_compares_answers() -> None:
+    """Vocabularies hold normalised answers, datasets what people wrote."""
+    answers = ("t shirt", "2", "T-shirt", "dont know", "yes")
+    model = Kazemi(CONFIG.model_copy(update={"answers": answers}))
+    found = [model.answer_index(a) for a in ("t shirt", "T-shirt", "t-shirt", "two", "Yes.", "a")]
+    assert found == [0, 2, 0, 1, 4, None]
+
+
 def test_kazemi_random_seed_repeats_and_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     one, same, other = (untrained(CONFIG, seed) for seed in (1, 1, 2))

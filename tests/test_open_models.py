@@ -164,6 +164,16 @@ def test_neighbours_do_not_change_a_map(name: str, models: dict[str, VQAModel]) 
         np.testing.assert_allclose(together[key], values, rtol=1e-3, atol=1e-5)
 
 
+def test_truth_that_was_written_in_another_spelling_is_what_was_written(
+    models: dict[str, VQAModel],
+) -> None:
+    model = models["blip"]
+    canvas, _ = model.prepare(photo())
+    (written,) = model.write(canvas, QUESTIONS[:1])  # type: ignore[operator]
+    own = ask(model, canvas, QUESTIONS[:1], [f"{written.answer.capitalize()}."])
+    assert own.truths == own.predictions == [0]
+
+
 @pytest.mark.parametrize("name", hub.WRITING)
 def test_every_check_passes(name: str, models: dict[str, VQAModel]) -> None:
     assert [c for c in check_model(models[name]) if not c.passed] == []

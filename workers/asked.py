@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.models.base import OpenModel, Tokens, VQAModel, Written
+from workers.vqa_accuracy import normalise
 
 
 class Asked(NamedTuple):
@@ -32,7 +33,7 @@ def ask(
     given = [None if truth is None else Written(truth) for truth in truths]
     # A truth that the model wrote itself is what it wrote, however it spelt it.
     own = [
-        one if truth is not None and truth.answer == one.answer else truth
+        one if truth is not None and normalise(truth.answer) == normalise(one.answer) else truth
         for one, truth in zip(written, given, strict=True)
     ]
     answers = list(dict.fromkeys([*written, *filter(None, own)]))

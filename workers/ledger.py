@@ -20,9 +20,9 @@ from schemas.shard import Task, by_image
 from workers.encoding import fill_value
 from workers.errors import BadExample
 from workers.methods.base import ImageMethod, Maps, Method, Row, Scene, WordScores
-from workers.metrics.vqa_accuracy import accuracy
 from workers.models.base import Tokens, VQAModel
 from workers.store import Store
+from workers.vqa_accuracy import accuracy
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Ledger:
             "prediction_index": predicted,
             "truth_in_vocabulary": None if example.truth is None else scene.truths[q] is not None,
             "confidence": float(scene.output.logits[q].softmax(-1)[predicted]),
-            "correct": None if example.truth is None else prediction == example.truth,
+            "correct": None if example.truth is None else scene.truths[q] == predicted,
             "accuracy": accuracy(prediction, example.answers) if example.answers else None,
             "frame": [frame.top, frame.left, frame.bottom, frame.right],
             "image_height": frame.image_height,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from schemas.base import Frozen
 from schemas.frame import Frame
 from workers.errors import BadExample
+from workers.vqa_accuracy import normalise
 
 Tokens = tuple[str, ...]
 GlimpseMap = Literal["mean", "last"]
@@ -240,10 +241,16 @@ class VQAModel(nn.Module, ABC):
         return self
 
     def answer_index(self, answer: str | None) -> int | None:
-        """Position of an answer in the vocabulary, or None when it is not there."""
+        """Position of an answer in the vocabulary, as it is written there or, failing that, as the
+        official evaluation compares answers; None when it is not there."""
+        if answer is None:
+            return None
         if not hasattr(self, "_answer_index"):
-            self._answer_index = {a: i for i, a in enumerate(self.answers)}
-        return self._answer_index.get(answer) if answer is not None else None
+            numbers = range(len(self.answers) - 1, -1, -1)  # of equals the first one stays
+            self._answer_index = {self.answers[i]: i for i in numbers}
+            self._normal_index = {normalise(self.answers[i]): i for i in numbers}
+        found = self._answer_index.get(answer)
+        return self._normal_index.get(normalise(answer)) if found is None else found
 
     @property
     def device(self) -> torch.device:
