@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessor
 
 from pipeline.recipe import parse
 from tests import hub
@@ -21,6 +22,7 @@ from workers.methods.occlusion import Occlusion
 from workers.methods.words import drop_each, dropped_logits
 from workers.models.base import Tokens, VQAModel
 from workers.models.digest import weights_digest
+from workers.models.pixels import Pixels
 from workers.models.tokens import called
 
 CPU = torch.device("cpu")
@@ -166,6 +168,33 @@ def test_frame_of_a_centre_crop_is_where_the_photo_is_seen(models: dict[str, VQA
     y, x = (bright.float().mean(0) + 0.5).tolist()
     assert frame.left + x / 32 * (frame.right - frame.left) == pytest.approx(72 / 128, abs=0.01)
     assert y / 32 == pytest.approx(24 / 64, abs=0.01)
+
+
+CROPS = {
+    "shortest edge": ({"size": {"shortest_edge": 24}}, (0, 0.25, 1, 0.75)),
+    "both sides": ({"size": {"height": 32, "width": 48}}, (0.125, 0.25, 0.875, 0.75)),
+    "as it is": ({"do_resize": False}, (0.3125, 0.40625, 0.6875, 0.59375)),
+}
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_frame_is_that_of_the_crop_however_the_processor_resizes(name: str) -> None:
+    options, wanted = CROPS[name]
+    crop = {"height": 24, "width": 24}
+    pixels = Pixels(CLIPImageProcessor(**options, crop_size=crop), None, 512)
+    rows, columns = np.arange(64)[:, None, None], np.arange(128)[None, :, None]
+    image = np.concatenate(np.broadcast_arrays(rows * 3, columns, rows * 0), 2).astype(np.uint8)
+    canvas, frame = pixels.prepare(image)
+    assert (frame.top, frame.left, frame.bottom, frame.right) == wanted
+    tall, wide = canvas[0, :, 0] / 3 / 64, canvas[1, 0] / 128
+    assert tall[[0, -1]].tolist() == pytest.approx([frame.top, frame.bottom], abs=0.04)
+    assert wide[[0, -1]].tolist() == pytest.approx([frame.left, frame.right], abs=0.04)
+
+
+def test_crop_larger_than_the_photo_is_refused() -> None:
+    processor = CLIPImageProcessor(do_resize=False, crop_size={"height": 96, "width": 96})
+    with pytest.raises(UserError, match="crops 96 x 96 pixels out of 64 x 128 and pads the rest"):
+        Pixels(processor, None, 512).prepare(np.zeros((64, 128, 3), np.uint8))
 
 
 def test_canvas_follows_the_photo_unless_a_size_is_given(

@@ -19,7 +19,7 @@ from torch import Tensor
 from schemas.frame import Frame
 from workers.errors import UserError
 from workers.models.base import Geometry
-from workers.models.preprocessing import square_crop
+from workers.models.preprocessing import Crop
 
 TYPICAL = (480, 640)
 """Height and width of a photo, for the sizes that a plan needs."""
@@ -44,9 +44,12 @@ class Pixels:
         found = self._resized(np.zeros((height, width, 3), np.uint8))
         return tuple(found.shape) if found.ndim == 3 else None
 
-    def _resized(self, image: np.ndarray) -> Tensor:
+    def _resized(self, image: np.ndarray, cropped: bool = True) -> Tensor:
         """The processor's output in 0..255: one image ``(3, y, x)``, or something else."""
-        made = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")
+        steps = {"do_rescale": False, "do_normalize": False}
+        if not cropped:
+            steps["do_center_crop"] = False
+        made = self.processor(image, **steps, return_tensors="pt")
         values = made["pixel_values"]
         return values[0] if values.ndim == 4 and values.shape[:2] == (1, 3) else values
 
@@ -86,11 +89,27 @@ class Pixels:
     def _frame(self, canvas: Tensor, given: np.ndarray) -> Frame:
         """The part of the photo that the canvas shows: all of it but for a centre crop."""
         (height, width), (tall, wide) = given.shape[:2], canvas.shape[1:]
-        short = _shortest_edge(self.processor)
-        if self.whole and getattr(self.processor, "do_center_crop", False) and short:
-            crop = square_crop(height, width, tall, tall / short, "shorter_side_crop")
-            return crop.frame(height, width)
+        if self.whole and getattr(self.processor, "do_center_crop", False):
+            return self._crop(given, tall, wide).frame(height, width)
         return Frame(image_height=height, image_width=width, input_height=tall, input_width=wide)
+
+    def _crop(self, given: np.ndarray, height: int, width: int) -> Crop:
+        """Where the processor's centre crop lies in what it makes of the photo without one."""
+        tall, wide = self._resized(given, cropped=False).shape[1:]
+        if tall < height or wide < width:
+            raise UserError(
+                f"the image processor crops {height} x {width} pixels out of {tall} x {wide} and "
+                "pads the rest: give the model an image_size, or a processor that resizes first"
+            )
+        top, left = round((tall - height) / 2), round((wide - width) / 2)
+        return Crop(
+            top=top,
+            left=left,
+            bottom=top + height,
+            right=left + width,
+            resized_height=tall,
+            resized_width=wide,
+        )
 
     def values(self, canvases: Tensor) -> dict[str, Tensor]:
         """Canvases ``(n, 3, y, x)`` -> all that the processor tells a model of its images."""
@@ -112,11 +131,6 @@ class Pixels:
             return pixels
         mean, std = (canvases.new_tensor(v)[:, None, None] for v in (p.image_mean, p.image_std))
         return (pixels - mean) / std
-
-
-def _shortest_edge(processor: Any) -> int | None:
-    size: Any = getattr(processor, "size", None)
-    return size.get("shortest_edge") if size else None
 
 
 def check_processor(processor: Any, path: str) -> None:
