@@ -18,6 +18,7 @@ from workers.methods.adapters import IntegratedGradients, KernelShap, Lime, Smoo
 from workers.methods.base import ImageMethod, Scene
 from workers.methods.gradients import InputXGradient, Saliency
 from workers.sweep.patches import GRAY, constant
+from workers.sweep.windows import grid_windows
 
 SMALL: tuple[ImageMethod, ...] = (
     IntegratedGradients(steps=8),
@@ -165,4 +166,10 @@ def test_grid_finer_than_the_input_is_refused() -> None:
 def test_cells_are_as_equal_as_they_can_be() -> None:
     cells = grid_cells(torch.zeros(3, 7, 6), 3)[0, 0]
     assert cells.unique().tolist() == list(range(9))
-    assert torch.bincount(cells.flatten()).tolist() == [6, 6, 6, 4, 4, 4, 4, 4, 4]
+    assert torch.bincount(cells.flatten()).tolist() == [4, 4, 4, 4, 4, 4, 6, 6, 6]
+
+
+def test_cells_are_those_of_occlusion() -> None:
+    cells = grid_cells(torch.zeros(3, 50, 37), 16)[0, 0]
+    for number, (top, bottom, left, right) in enumerate(grid_windows(50, 37, 16)):
+        assert (cells[top:bottom, left:right] == number).all()

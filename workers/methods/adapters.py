@@ -22,6 +22,7 @@ from workers.methods.base import ImageMethod, Maps, Row, Scene, Score, scores
 from workers.methods.gradients import PixelMethod, Reduction
 from workers.models.base import Capability, Geometry
 from workers.sweep import patches
+from workers.sweep.windows import grid_windows
 
 CAPTUM = f"captum {version('captum')}"
 """Imported where it is used: it brings a plotting library, and takes a second."""
@@ -186,9 +187,14 @@ class KernelShap(_Surrogate):
 
 
 def grid_cells(canvas: Tensor, grid: int) -> Tensor:
-    """The number of each pixel's cell, ``(1, 1, y, x)``: cells in rows, as equal as they can be."""
-    y, x = (torch.arange(side, device=canvas.device) * grid // side for side in canvas.shape[1:])
-    return (y[:, None] * grid + x)[None, None]
+    """The number of each pixel's cell, ``(1, 1, y, x)``; the cells are those of occlusion."""
+    _, height, width = canvas.shape
+    windows = grid_windows(height, width, grid)
+    y, x = (
+        torch.tensor([i for i, (start, stop) in enumerate(side) for _ in range(start, stop)])
+        for side in (windows.rows, windows.columns)
+    )
+    return (y[:, None] * grid + x)[None, None].to(canvas.device)
 
 
 def _painted(scene: Scene, colour: patches.Colour) -> Tensor:
