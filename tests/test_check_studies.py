@@ -13,7 +13,7 @@ from pipeline.dataset import Run
 from pipeline.studies.base import Badge, Evidence, Study, Table, Text
 from pipeline.studies.faithfulness import faithfulness, mean_curves
 from pipeline.studies.registry import STUDIES
-from pipeline.studies.sanity import BAD, GOOD, OPEN, Rule, half_gone, sanity
+from pipeline.studies.sanity import BAD, GOOD, OPEN, Rule, cascade_names, half_gone, sanity
 from pipeline.studies.summary import Bootstrap
 from pipeline.studies.synthesis import conclusions, criteria_frame, kendall_rows, synthesis
 from schemas.rows import MetricRow
@@ -175,6 +175,12 @@ def test_sanity_baselines_fail_in_a_real_run(measured: Evidence) -> None:
     badges = sanity(measured).badges
     assert badges["center"].word == badges["random"].word == BAD
     assert set(badges) == {"saliency", "grad_cam", "attention", "random", "center"}
+
+
+def test_cascade_of_more_than_a_hundred_stages_ends_with_the_last() -> None:
+    names = [f"sanity_cascade_{n:02d}_layer{n}" for n in range(103)]
+    both = pd.DataFrame({"metric": [*names[::-1], "sanity_cascade_signed_99_layer99", "ty_iou"]})
+    assert cascade_names(both) == names
 
 
 def test_sanity_badges_find_the_planted_truth(planted: Evidence) -> None:

@@ -108,8 +108,9 @@ def _left_out(label: str) -> str:
 
 def cascade_names(values: pd.DataFrame) -> list[str]:
     """The cascade's metrics of magnitudes, from the first stage to all of them."""
-    names = sorted({str(name) for name in values["metric"].unique()})
-    return [n for n in names if n.startswith(PREFIX) and not n.startswith(SIGNED)]
+    names = {str(name) for name in values["metric"].unique()}
+    magnitudes = [n for n in names if n.startswith(PREFIX) and not n.startswith(SIGNED)]
+    return sorted(magnitudes, key=lambda name: (len(name.removeprefix(PREFIX).split("_")[0]), name))
 
 
 def sanity_frame(evidence: Evidence) -> pd.DataFrame:
