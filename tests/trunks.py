@@ -105,7 +105,7 @@ def randomise(trunk: nn.Module) -> None:
     for block in (m for m in trunk.modules() if isinstance(m, MBConv | FusedMBConv)):
         if block.use_res_connect:  # up to a hundred of them
             last = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)][-1]
-            last.weight *= 0.3
+            last.weight *= 0.2
     trunk(torch.stack([picture(75, seed) for seed in range(4)]))
     for norm in norms:
         norm.eval()
