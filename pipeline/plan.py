@@ -312,14 +312,24 @@ def _stale_tasks(
 def decoys_of(examples: Sequence[Example], seed: int) -> dict[int, Example]:
     """For every example one about another image: a seeded cyclic shift over shuffled images.
 
+    Examples that list human maps are paired among themselves, so that each is compared with
+    another image's map however few they are; where only one image has any, no partner has one.
     Where the dataset has one image only, an example is its own decoy.
     """
-    images = list(by_image(examples).values())
-    random.Random(seed).shuffle(images)
-    shifted = [*images[1:], images[0]]
+    mapped = [example for example in examples if example.human_maps]
+    decoys = _shifted(by_image(examples), seed)
+    if len(images := by_image(mapped)) > 1:
+        decoys |= _shifted(images, seed)
+    return decoys
+
+
+def _shifted(images: Mapping[int, list[Example]], seed: int) -> dict[int, Example]:
+    """Question -> an example of the next image, in a random order that ends where it began."""
+    shuffled = list(images.values())
+    random.Random(seed).shuffle(shuffled)
     return {
         example.question_id: other[i % len(other)]
-        for image, other in zip(images, shifted, strict=True)
+        for image, other in zip(shuffled, [*shuffled[1:], shuffled[0]], strict=True)
         for i, example in enumerate(image)
     }
 

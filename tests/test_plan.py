@@ -1,6 +1,7 @@
 """What a plan refuses and what it says."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,36 @@ def test_decoys_are_about_other_images() -> None:
     decoys = decoys_of(given, seed=4)
     assert all(decoys[e.question_id].image_id != e.image_id for e in given)
     assert decoys == decoys_of(given, seed=4)
+
+
+def test_decoys_of_examples_with_human_maps_have_one_too() -> None:
+    """One question in twenty has a map, as in VQA-HAT."""
+    given = [
+        replace(e, human_maps=(f"{e.question_id}.png",)) if e.question_id % 20 == 1 else e
+        for e in examples([3] * 60)
+    ]
+    mapped = [e for e in given if e.human_maps]
+    decoys = decoys_of(given, seed=4)
+    assert len(mapped) == 30
+    assert set(decoys) == {e.question_id for e in given}
+    assert all(decoys[e.question_id].human_maps for e in mapped)
+    assert all(decoys[e.question_id].image_id != e.image_id for e in given)
+    assert len({decoys[e.question_id].image_id for e in mapped}) == 30
+
+
+def test_decoys_are_the_same_where_every_example_has_a_map_or_none() -> None:
+    given = examples([3, 1, 2, 4])
+    everywhere = [replace(example, human_maps=("a.png",)) for example in given]
+    none, every = (decoys_of(found, seed=7).items() for found in (given, everywhere))
+    assert {q: e.question_id for q, e in none} == {q: e.question_id for q, e in every}
+
+
+def test_decoy_of_the_only_image_with_a_map_has_none() -> None:
+    given = examples([2, 1, 1])
+    given[0] = replace(given[0], human_maps=("a.png",))
+    decoy = decoys_of(given, seed=0)[0]
+    assert decoy.image_id != 0
+    assert decoy.human_maps == ()
 
 
 def test_method_beyond_a_black_box_is_refused_with_both_sides() -> None:
