@@ -85,9 +85,22 @@ def test_agreement_baselines_are_sorted_into_their_place():
 def test_agreement_human_rows_cover_the_questions_of_each_target():
     metrics = [rows([0.1, 0.2, 0.3]), rows([0.5], target="truth", questions=[2])]
     metrics.append(rows([0.4, 0.6, 0.8], "human", "human"))
-    table = agreement(pd.concat(metrics), examples(3), QUICK).set_index(["method", "target"])
+    wrong = examples(3, correct=False)
+    table = agreement(pd.concat(metrics), wrong, QUICK).set_index(["method", "target"])
     assert table.loc[("human", "predicted"), "mean"] == pytest.approx(0.6)
     assert table.loc[("human", "truth"), ["mean", "n_used"]].tolist() == [0.8, 1]
+
+
+def test_the_only_map_of_a_correct_prediction_explains_the_labelled_answer_too():
+    """Questions 0 and 1 right; 2 wrong; 3 wrong, its label unknown to the model."""
+    metrics = [rows([0.1, 0.2, 0.3, 0.9]), rows([0.6], target="truth", questions=[2])]
+    metrics.append(rows([0.4, 0.6, 0.8, 0.0], "human", "human"))
+    frame = examples(4, correct=[True, True, False, False])
+    table = agreement(pd.concat(metrics), frame, QUICK).set_index(["method", "target"])
+    assert table["n_used"].tolist() == [4, 4, 3, 3]
+    assert table.loc[("occlusion", "truth"), "mean"] == pytest.approx(0.3)
+    assert table.loc[("human", "truth"), "mean"] == pytest.approx(0.6)
+    assert table.loc[("occlusion", "predicted"), "mean"] == pytest.approx(0.375)
 
 
 def test_agreement_row_order_changes_nothing():

@@ -148,7 +148,12 @@ def test_faithfulness_means_equal_pandas(measured: Evidence) -> None:
     frame = table(faithfulness(measured), "deletion_insertion").set_index(["target", "method"])
     rows = measured.run.metrics
     own = rows[(rows.metric == "insertion_gain") & (rows.method == "saliency")]
+    right = measured.examples.query("correct == True")["question_id"]
+    only = own[(own.target == "predicted") & own.question_id.isin(right)]
+    assert len(only)
     for target, part in own.groupby("target"):
+        if target == "truth":  # a correct prediction's only map explains the label too
+            part = pd.concat([part, only])
         row = frame.loc[(target, "saliency")]
         assert row["insertion_gain"] == pytest.approx(part.value.mean())
         assert row["insertion_gain_n"] == part.value.count()

@@ -16,6 +16,7 @@ from pipeline.studies.goyal2016 import cross_method, failure, instability, roc, 
 from pipeline.studies.registry import STUDIES
 from pipeline.studies.stacks import stacks
 from pipeline.studies.summary import Bootstrap
+from pipeline.studies.targets import of_target
 from tests.conftest import Recipe
 from tests.reference import goyal2016 as reference
 from workers.errors import UserError
@@ -52,7 +53,8 @@ def values():
 def test_table1_equals_the_literal_replicas(values):
     frame, literal = values
     for target, methods in (("predicted", ["saliency", "noise"]), ("truth", ["saliency"])):
-        table = table1.agreement_table(frame, target, {}, QUICK).set_index("method")
+        own = of_target(frame, target, ())
+        table = table1.agreement_table(own, {}, QUICK).set_index("method")
         for method in methods:
             own = [v for m, t, _, v in literal if (m, t) == (method, target) and v is not None]
             row = table.loc[method]
@@ -66,13 +68,15 @@ def test_table1_equals_the_literal_replicas(values):
 
 
 def test_table1_human_rows_count_for_the_questions_of_the_target(values):
-    table = table1.agreement_table(values[0], "truth", {}, QUICK).set_index("method")
+    table = table1.agreement_table(of_target(values[0], "truth", ()), {}, QUICK).set_index("method")
     assert table.loc["human", ["n", "degenerate"]].sum() == 10
     assert table.loc["saliency", "over_center_reason"] == "the run has no values of center"
 
 
 def test_table1_tells_what_beats_the_baselines(values):
-    table = table1.agreement_table(values[0], "predicted", {}, QUICK).set_index("method")
+    table = table1.agreement_table(of_target(values[0], "predicted", ()), {}, QUICK).set_index(
+        "method"
+    )
     assert table.loc["saliency", "verdict"] == "beats both"
     assert table.loc["noise", "verdict"] == "beats neither"
     assert table.loc["noise", "over_center_high"] < 0
@@ -92,7 +96,7 @@ def test_table1_false_verdicts_are_as_rare_as_they_should_be():
         frame = pd.concat(frames).assign(target="predicted")
         frame["question_id"] = np.tile(np.arange(60), len(names))
         frame["image_id"] = frame["question_id"] // 2
-        table = table1.agreement_table(frame, "predicted", {}, QUICK)
+        table = table1.agreement_table(of_target(frame, "predicted", ()), {}, QUICK)
         won += table["verdict"].str.contains("beats both|only").any()
     assert won <= 3
 
@@ -105,7 +109,11 @@ def test_table1_ceiling_interval_is_that_of_the_ratio():
         for m, t, v in (("half", "predicted", human / 2), ("human", "human", human))
     ]
     frame = pd.concat(frames).assign(image_id=lambda f: f["question_id"])
-    row = table1.agreement_table(frame, "predicted", {}, QUICK).set_index("method").loc["half"]
+    row = (
+        table1.agreement_table(of_target(frame, "predicted", ()), {}, QUICK)
+        .set_index("method")
+        .loc["half"]
+    )
     assert [row["ceiling"], row["ceiling_low"], row["ceiling_high"]] == pytest.approx([50] * 3)
     assert row["ci_high"] - row["ci_low"] > 0.02
 
@@ -120,7 +128,7 @@ def test_table1_without_people_or_images_says_why():
             "value": [0.2, 0.3, np.nan, np.nan],
         }
     )
-    table = table1.agreement_table(frame, "predicted", {}, QUICK).set_index("method")
+    table = table1.agreement_table(of_target(frame, "predicted", ()), {}, QUICK).set_index("method")
     assert table.loc["occlusion", "ceiling_reason"].startswith("no question has two human maps")
     assert table.loc["occlusion", "verdict"] == "not decided: too few maps"
     assert np.isnan(table.loc["occlusion", "ci_low"])
@@ -131,7 +139,9 @@ def test_table1_without_people_or_images_says_why():
 
 def test_table1_published_figures_stand_beside_every_label_of_their_method(values):
     names = {"saliency": "occlusion", "noise": "grad_cam"}
-    table = table1.agreement_table(values[0], "predicted", names, QUICK).set_index("method")
+    table = table1.agreement_table(of_target(values[0], "predicted", ()), names, QUICK).set_index(
+        "method"
+    )
     assert table.loc["saliency", "published"] == "0.173 ± 0.004"
     assert table.loc["human", "published_mean"] == 0.623
     assert table.loc["noise", "published"] == ""

@@ -85,6 +85,24 @@ def page(run: Path) -> Path:
     return report(run, run / "report", say=SILENT).page
 
 
+def test_every_table_of_the_labelled_answer_is_of_the_same_questions(evidence: Evidence) -> None:
+    studies = [STUDIES[name](evidence) for name in ("overview", "goyal2016", "tang_yuan")]
+    tables = {p.name: p for study in studies for p in study.parts if isinstance(p, Table)}
+    own = evidence.values[evidence.values["metric"] == "rank_correlation"].dropna(subset="value")
+    own = own[own["method"] == "occlusion"]
+    right = evidence.examples.query("correct == True")["question_id"]
+    only = own[(own["target"] == "predicted") & own["question_id"].isin(right)]
+    other = own[own["target"] == "truth"]
+    assert len(only) > 0 < len(other)
+    for name in ("agreement_truth", "table1_truth", "figure_2_truth"):
+        frame = tables[name].frame.set_index("method")
+        n = frame.loc["occlusion", "n_used" if name == "agreement_truth" else "n"]
+        assert n == len(only) + len(other), name
+        assert "correct prediction" in tables[name].caption
+    pairs = tables["cross_method_truth"].frame
+    assert pairs[["n", "degenerate"]].sum(axis=1).max() == len(right) + len(other)
+
+
 @pytest.fixture(scope="module")
 def elements(page: Path) -> Elements:
     return Elements(page.read_text())

@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from pipeline.studies.summary import Bootstrap, summarise
+from pipeline.studies.targets import is_correct, is_wrong, per_target
 from schemas.base import Frozen
 from workers.errors import UserError
 from workers.metrics.base import OK
@@ -17,8 +18,6 @@ from workers.metrics.base import OK
 KEYS = ["method", "target", "metric"]
 BASELINES = frozenset({"random", "center", "shuffled_human", "human"})
 """What a method is read against: three floors and, as a ceiling, the annotators themselves."""
-HUMAN_TARGET = "human"
-"""The target of rows that compare human maps only, and so hold for every target."""
 
 
 class Confidence(Frozen):
@@ -48,18 +47,21 @@ def agreement(
     """One row a (method, target, metric), best mean first, the baselines in their place.
 
     ``metrics`` has one row a (question_id, method, target, metric, annotator) with ``value`` and
-    ``status``; ``examples`` gives each question its ``image_id``. A question's value is the mean
-    over its annotators; a question none of whose pairs is ok enters no mean and counts as
-    ``n_degenerate``. Human-only rows are repeated for each target, over that target's questions.
+    ``status``; ``examples`` gives each question its ``image_id`` and whether its prediction is
+    ``correct``. A question's value is the mean over its annotators; a question none of whose pairs
+    is ok enters no mean and counts as ``n_degenerate``. The rows of a target are those of
+    ``targets.of_target``.
     Columns: ``method, target, metric, mean, standard_error, ci_low, ci_high, median, n_used,
     n_degenerate, baseline``.
     """
-    return agreement_of(question_values(metrics, examples), bootstrap or Bootstrap())
+    return agreement_of(question_values(metrics, examples), examples, bootstrap or Bootstrap())
 
 
-def agreement_of(values: pd.DataFrame, bootstrap: Bootstrap) -> pd.DataFrame:
+def agreement_of(
+    values: pd.DataFrame, examples: pd.DataFrame, bootstrap: Bootstrap
+) -> pd.DataFrame:
     """``agreement`` from ``question_values``."""
-    return _ranked(summarise(_human_rows_per_target(values), KEYS, bootstrap))
+    return _ranked(summarise(per_target(values, examples), KEYS, bootstrap))
 
 
 def crossings(
@@ -82,7 +84,7 @@ def crossings_of(
     values: pd.DataFrame, examples: pd.DataFrame, confidence: Confidence, bootstrap: Bootstrap
 ) -> pd.DataFrame:
     """``crossings`` from ``question_values``."""
-    values = _human_rows_per_target(values)
+    values = per_target(values, examples)
     tables = {
         group: _ranked(summarise(members, KEYS, bootstrap))
         for group, questions in question_groups(examples, confidence).items()
@@ -93,8 +95,7 @@ def crossings_of(
 
 def question_groups(examples: pd.DataFrame, confidence: Confidence) -> dict[str, pd.Series]:
     """The ``question_id``s of each group. Examples without a prediction are in ``all`` only."""
-    correct = examples["correct"].eq(True).fillna(False).astype(bool)
-    wrong = examples["correct"].eq(False).fillna(False).astype(bool)
+    correct, wrong = is_correct(examples), is_wrong(examples)
     low = examples["confidence"] < confidence.low
     high = examples["confidence"] > confidence.high
     masks = {
@@ -134,18 +135,6 @@ def _images(questions: pd.Series, examples: pd.DataFrame) -> pd.Series:
             f"{unknown.iloc[0]}: pass the examples of the same run"
         )
     return images
-
-
-def _human_rows_per_target(values: pd.DataFrame) -> pd.DataFrame:
-    """Rows of human maps alone, repeated for every target over the questions it has."""
-    human = values["target"] == HUMAN_TARGET
-    if human.all():
-        return values
-    repeated = [
-        values[human & values["question_id"].isin(own["question_id"])].assign(target=target)
-        for target, own in values[~human].groupby("target", observed=True)
-    ]
-    return pd.concat([values[~human], *repeated], ignore_index=True)
 
 
 def _ranked(table: pd.DataFrame) -> pd.DataFrame:

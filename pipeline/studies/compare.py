@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from pipeline.dataset import Run
 from pipeline.studies.agreement import BASELINES
 from pipeline.studies.base import Column, Evidence, Finding, Part, Study, Table
 from pipeline.studies.goyal2016.cross_method import correlations, of_target, row_ranks, sample
@@ -14,7 +13,7 @@ from pipeline.studies.statistics.families import benjamini_hochberg
 from pipeline.studies.statistics.pairs import paired, sign_flips
 from pipeline.studies.statistics.permutation import Permutations
 from pipeline.studies.statistics.proportions import mcnemar_test
-from pipeline.studies.targets import matrix, usable
+from pipeline.studies.targets import correct_questions, matrix, usable
 from workers.errors import UserError
 
 LEVEL = 0.05
@@ -120,7 +119,7 @@ def own_maps(a: Evidence, b: Evidence) -> pd.DataFrame:
     frames = []
     for method in sorted(set(rows[0]["method"]) & set(rows[1]["method"])):
         own = [r[r["method"] == method] for r in rows]
-        frames.append(_similarity(str(method), own, (a.run, b.run), a))
+        frames.append(_similarity(str(method), own, (a, b)))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -131,14 +130,16 @@ def _sampled(evidence: Evidence) -> pd.DataFrame:
 
 
 def _similarity(
-    method: str, rows: Sequence[pd.DataFrame], runs: Sequence[Run], a: Evidence
+    method: str, rows: Sequence[pd.DataFrame], runs: Sequence[Evidence]
 ) -> pd.DataFrame:
-    ranks = [row_ranks(run, own) for run, own in zip(runs, rows, strict=True)]
+    ranks = [row_ranks(e.run, own) for e, own in zip(runs, rows, strict=True)]
+    correct = [correct_questions(e.run.examples) for e in runs]
     images = rows[0].drop_duplicates("question_id").set_index("question_id")["image_id"]
     found = []
     for target in sorted(set(rows[0]["target"]) & set(rows[1]["target"])):
-        rho = correlations(*(of_target(of, target, images.index) for of in ranks))
-        low, high = a.bootstrap.intervals(rho[:, None], images.to_numpy())[:, 0]
+        told = zip(ranks, correct, strict=True)
+        rho = correlations(*(of_target(of, target, images.index, right) for of, right in told))
+        low, high = runs[0].bootstrap.intervals(rho[:, None], images.to_numpy())[:, 0]
         n = int((~np.isnan(rho)).sum())
         row = {"target": target, "method": method, "n": n, "ci_low": low, "ci_high": high}
         row["mean"] = np.nanmean(rho) if n else np.nan

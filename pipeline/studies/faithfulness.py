@@ -26,6 +26,7 @@ from pipeline.studies.means import (
     told,
     wide_means,
 )
+from pipeline.studies.targets import per_target
 
 CURVES = (
     *("deletion_auc", "deletion_random_auc", "deletion_gain"),
@@ -99,7 +100,8 @@ def _text() -> Text:
 
 def curve_table(evidence: Evidence) -> Table:
     """Areas and gains of every method and target."""
-    values = evidence.values
+    own = evidence.values[evidence.values["metric"].isin(CURVES)]
+    values = per_target(own, evidence.run.examples)
     frame = wide_means(values, CURVES, evidence, by=("target", "method"))
     frame["gain"] = frame[["deletion_gain", "insertion_gain"]].mean(axis=1)
     frame = frame.sort_values(["target", "gain"], ascending=[True, False], ignore_index=True)

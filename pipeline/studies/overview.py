@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pipeline.studies.accuracy import OVERALL, accuracy_table
-from pipeline.studies.agreement import BASELINES, HUMAN_TARGET, agreement_of, crossings_of
+from pipeline.studies.agreement import BASELINES, agreement_of, crossings_of
 from pipeline.studies.base import (
     BEST_AGREEMENT,
     Column,
@@ -18,6 +18,7 @@ from pipeline.studies.base import (
     Study,
     Table,
 )
+from pipeline.studies.targets import HUMAN_TARGET, LABELLED, TRUTH
 
 MAIN = ("rank_correlation", "ty_iou", "ty_f1")
 """Metrics that have columns of their own; the first there is, is the one that ranks."""
@@ -50,7 +51,7 @@ def overview(evidence: Evidence) -> Study:
     findings = [_accurate(accuracy)] if accuracy["accuracy"].notna().any() else []
     missing: tuple[str, ...] = ()
     if evidence.human_values["value"].notna().any():
-        table = agreement_of(evidence.human_values, evidence.bootstrap)
+        table = agreement_of(evidence.human_values, evidence.run.examples, evidence.bootstrap)
         parts += _agreement(table, evidence)
         findings += _findings(table)
     else:
@@ -205,7 +206,8 @@ def _side_by_side(table: pd.DataFrame, target: str, metrics: list[str]) -> Table
                 help="Questions whose map or human map has only equal values.",
             ),
         ),
-        caption="Means over questions, each question the mean over its annotators; brackets: 95% "
+        caption=f"{LABELLED if target == TRUTH else ''}"
+        "Means over questions, each question the mean over its annotators; brackets: 95% "
         "percentile bootstrap intervals that resample whole images. Baselines in italics; human: "
         "annotators against one another.",
         marked="baseline",

@@ -4,7 +4,7 @@ Selvaraju et al. 2017 compare Grad-CAM (0.60) and guided backpropagation (0.42) 
 this way on the same kind of model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -18,6 +18,7 @@ from pipeline.studies.goyal2016.published import WITH_OCCLUSION
 from pipeline.studies.goyal2016.section import Section, reasons
 from pipeline.studies.stacks import stacks
 from pipeline.studies.summary import Bootstrap
+from pipeline.studies.targets import LABELLED, PREDICTED, TRUTH, correct_questions, explains
 from workers.metrics.ranks import rank_rows
 from workers.metrics.resampling import magnitude_stack
 
@@ -60,11 +61,15 @@ def section(evidence: Evidence) -> Section:
     ranks = {str(label): row_ranks(evidence.run, own) for label, own in sampled.groupby("method")}
     parts: list[Part] = []
     findings: list[Finding] = []
+    correct = correct_questions(evidence.run.examples)
     for target in sorted(sampled["target"].unique()):
-        own = sampled[sampled["target"] == target]
+        own = sampled[explains(sampled, target, correct)]
         questions = own[["question_id", "image_id"]].drop_duplicates().set_index("question_id")
         frame = pair_table(
-            {label: of_target(frame, target, questions.index) for label, frame in ranks.items()},
+            {
+                label: of_target(frame, target, questions.index, correct)
+                for label, frame in ranks.items()
+            },
             questions["image_id"].to_numpy(),
             names,
             evidence.bootstrap,
@@ -108,9 +113,13 @@ def row_ranks(run: Run, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(np.concatenate(ranks), pd.MultiIndex.from_frame(pd.concat(keys)))
 
 
-def of_target(ranks: pd.DataFrame, target: str, questions: pd.Index) -> Ranks:
-    """The ranks of one target, in the order of ``questions``."""
-    wanted = pd.MultiIndex.from_product([[target], questions])
+def of_target(
+    ranks: pd.DataFrame, target: str, questions: pd.Index, correct: Iterable[int]
+) -> Ranks:
+    """The ranks of one target, in the order of ``questions``; of the labelled answer those of the
+    predicted one where the prediction is ``correct``."""
+    both = questions.isin(correct) & (target == TRUTH)
+    wanted = pd.MultiIndex.from_arrays([np.where(both, PREDICTED, target), questions])
     return Ranks(ranks.reindex(wanted).to_numpy())
 
 
@@ -181,6 +190,7 @@ COLUMNS = (
 
 def _caption(target: str, of: str, level: float) -> str:
     return (
+        f"{LABELLED if target == TRUTH else ''}"
         f"Spearman's rho of |map| of two methods for the same answer (target: {target}), both "
         f"scaled to {SIDE} x {SIDE} (area averages down, bilinear up), ties sharing their mean "
         f"rank; mean over questions on {of}"

@@ -12,11 +12,12 @@ import pandas as pd
 from scipy.stats import norm
 from statsmodels.stats.multitest import multipletests
 
-from pipeline.studies.agreement import BASELINES, HUMAN_TARGET
+from pipeline.studies.agreement import BASELINES
 from pipeline.studies.base import BEST_AGREEMENT, Column, Evidence, Finding, Table
 from pipeline.studies.goyal2016.published import TABLE_1
 from pipeline.studies.goyal2016.section import Section, reasons
 from pipeline.studies.summary import Bootstrap
+from pipeline.studies.targets import HUMAN_TARGET, LABELLED, TRUTH, per_target
 
 METRIC = "rank_correlation"
 FLOORS = ("center", "shuffled_human")
@@ -39,26 +40,26 @@ def section(evidence: Evidence) -> Section:
             )
         )
     values = evidence.values[evidence.values["metric"] == METRIC]
+    values = per_target(values, evidence.run.examples)
     names = {label: d.name for label, d in evidence.run.definitions.items()}
     tables, findings = [], []
-    for target in sorted(set(values["target"]) - {HUMAN_TARGET}):
-        frame = agreement_table(values, target, names, evidence.bootstrap)
-        tables.append(_table(frame, target, evidence.bootstrap.level))
-        findings += sentences(frame, target)
+    for target, own in values[values["target"] != HUMAN_TARGET].groupby("target"):
+        frame = agreement_table(own, names, evidence.bootstrap)
+        tables.append(_table(frame, str(target), evidence.bootstrap.level))
+        findings += sentences(frame, str(target))
     return Section(tuple(tables), tuple(findings))
 
 
 def agreement_table(
-    values: pd.DataFrame, target: str, names: Mapping[str, str], bootstrap: Bootstrap
+    own: pd.DataFrame, names: Mapping[str, str], bootstrap: Bootstrap
 ) -> pd.DataFrame:
     """One row a method, best mean first.
 
-    ``values`` has one row a (method, target, question) with ``image_id`` and ``value``, NaN where
-    no pair of maps could be compared; human-only rows count where the target has the question.
-    ``names`` tells a label's method, for the published figures. Intervals and p-values resample
-    whole images; all columns share the resamples, so ratios and differences are paired.
+    ``own`` are one target's rows (``targets.of_target``), one a (method, question), with
+    ``image_id`` and ``value``, NaN where no pair of maps could be compared. ``names`` tells a
+    label's method, for the published figures. Intervals and p-values resample whole images; all
+    columns share the resamples, so ratios and differences are paired.
     """
-    own = _of_target(values, target)
     wide = own.pivot(index=["image_id", "question_id"], columns="method", values="value")
     images = wide.index.get_level_values("image_id").to_numpy()
     means = bootstrap.resampled(wide.to_numpy(float), images)
@@ -77,14 +78,6 @@ def agreement_table(
     table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
     table = pd.concat([table, _published(table["method"], names)], axis=1)
     return table.sort_values(["mean", "method"], ascending=[False, True], ignore_index=True)
-
-
-def _of_target(values: pd.DataFrame, target: str) -> pd.DataFrame:
-    """A target's rows, and those of human maps alone over the same questions."""
-    own = values[values["target"] == target]
-    human = values[values["target"] == HUMAN_TARGET]
-    human = human[human["question_id"].isin(own["question_id"])]
-    return pd.concat([own, human], ignore_index=True)
 
 
 def _of_ceiling(table: pd.DataFrame, means: np.ndarray, bootstrap: Bootstrap) -> pd.DataFrame:
@@ -255,7 +248,8 @@ def _table(frame: pd.DataFrame, target: str, level: float) -> Table:
         title=f"Agreement with human attention, target: {target} (Table 1)",
         frame=frame,
         columns=COLUMNS,
-        caption="Rank correlation of importance maps with human attention. n counts questions. "
+        caption=f"{LABELLED if target == TRUTH else ''}"
+        "Rank correlation of importance maps with human attention. n counts questions. "
         f"Brackets: {100 * level:g} % percentile bootstrap over images (none for fewer than two); "
         "differences and ratios are paired by question. Baselines and people are set apart; "
         "published figures are of another model and dataset unless this run is theirs.",
