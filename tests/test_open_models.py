@@ -1,6 +1,7 @@
 """Models that write their answers: what is written, its probability, and a whole run of it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,18 +10,23 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pipeline import run as stages
 from pipeline.dataset import Run
 from pipeline.recipe import parse
+from pipeline.run import stored_config, stored_layout
 from pipeline.single import explain
+from schemas.shard import Task
 from tests import hub
 from tests.reference import transformers as reference
 from tests.test_huggingface import Checkpoints, build, photo
 from workers.asked import ask
 from workers.check import check_model
 from workers.errors import UserError
-from workers.methods.base import Scene
+from workers.explain import Explainer
+from workers.ledger import Ledger
+from workers.methods.base import Maps, Scene
 from workers.methods.occlusion import Occlusion
 from workers.methods.token_attention import WordRelevance
 from workers.methods.words import WordGradient
@@ -263,3 +269,81 @@ def test_words_of_several_sub_tokens_say_of_how_many(models: dict[str, VQAModel]
     scene = Scene(own.model, canvas, [question], [1], [None], written=own.predictions)
     for method in (WordGradient(), WordRelevance()):
         assert method.explain(scene).sub_tokens == [[1, 1, 10, 1]]
+
+
+class AloneOnly(Occlusion):
+    """Fails over more than one question."""
+
+    def explain(self, scene: Scene) -> Maps:
+        if len(scene.questions) > 1:
+            raise MemoryError("two questions are too much")
+        return super().explain(scene)
+
+
+def refilled(explainer: Explainer, out: Path, retry: tuple[int, ...] | None = None) -> Ledger:
+    """The run's only shard explained again, nothing of it written."""
+    (shard,) = stored_layout(explainer.config, Run(out).store).shards
+    task = Task(shard=shard, labels=tuple(sorted(explainer.methods)), retry=retry)
+    ledger = Ledger(task, explainer.model, explainer.methods, explainer.targets)
+    explainer.fill(ledger)
+    return ledger
+
+
+@pytest.fixture
+def explained(
+    recipe: Callable[..., dict], checkpoints: Checkpoints, tmp_path: Path
+) -> tuple[Explainer, Path, Ledger]:
+    """A run of two questions, answered differently and surely, about one photo; and the same once
+    more, in memory."""
+    folder, out = shutil.copytree(checkpoints("blip"), tmp_path / "sure"), tmp_path / "run"
+    weights = load_file(folder / "model.safetensors")
+    for name in ("weight", "bias"):
+        weights[f"text_decoder.cls.predictions.transform.LayerNorm.{name}"] *= 1000
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    sections = recipe(model=section("blip", folder), methods={"occlusion": {"grid": 2}})
+    asked = tmp_path / "questions.json"
+    asked.write_text(asked.read_text().replace("is it red ?", "dog"))
+    stages.run(parse(sections, "open"), out)
+    explainer = Explainer(stored_config(out), str(out))
+    return explainer, out, refilled(explainer, out)
+
+
+def test_numbers_of_answers_do_not_depend_on_what_is_explained_together(
+    explained: tuple[Explainer, Path, Ledger],
+) -> None:
+    explainer, out, whole = explained
+    assert [e.prediction_index for e in whole.examples.values()] == [0, 1]
+    changed = whole.arrays["occlusion", "top_answer"][:2] != np.arange(2)[:, None, None]
+    assert all(0 < of_question.mean() < 1 for of_question in changed)
+    for question in list(whole.examples):
+        retried = refilled(explainer, out, (question,))
+        assert retried.examples == whole.examples
+        for key, values in whole.arrays.items():
+            np.testing.assert_array_equal(retried.arrays[key], values, str(key))
+    explainer.methods = {**explainer.methods, "occlusion": AloneOnly(grid=2)}
+    alone = refilled(explainer, out)
+    assert not alone.failures
+    for key, values in whole.arrays.items():
+        np.testing.assert_allclose(alone.arrays[key], values, rtol=1e-3, atol=1e-6)
+
+
+def test_question_that_cannot_be_answered_takes_no_other_down(
+    explained: tuple[Explainer, Path, Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explainer, out, whole = explained
+    generate = explainer.model.generate  # type: ignore[operator]
+
+    def fails_at_dog(canvas: torch.Tensor, question: tuple[str, ...]) -> list[int]:
+        if "dog" in question:
+            raise RuntimeError("no room for a dog")
+        return generate(canvas, question)
+
+    monkeypatch.setattr(explainer.model, "generate", fails_at_dog)
+    first, second = whole.examples
+    ledger = refilled(explainer, out)
+    (failure,) = ledger.failures
+    assert (failure.question_id, failure.stage) == (second, "clean pass")
+    assert failure.message == "no room for a dog"
+    assert ledger.examples[second].status == "failed"
+    assert ledger.examples[first].prediction == whole.examples[first].prediction
+    assert all(m.status != "failed" for m in ledger.maps if m.question_id == first)

@@ -15,6 +15,7 @@ from schemas.report import Report
 from schemas.shard import Task, by_image
 from workers import catalog
 from workers.ahead import ahead
+from workers.asked import Asked as Put
 from workers.asked import ask
 from workers.crashes import Crashes
 from workers.errors import BadExample, Outage
@@ -119,8 +120,10 @@ class Explainer:
                 ledger.fail(example, "decode", seen.error)
             return
         asked = [(e, t) for e in examples if (t := self._tokens(ledger, e)) is not None]
-        if asked:
-            self._explain_scene(ledger, seen, asked)
+        posed = guarded(lambda: self._posed(seen, ledger.images[examples[0].image_id]))
+        asked = [one for one in asked if not _refused(ledger, one[0], posed)]
+        if asked and isinstance(posed, Posed):
+            self._explain_scene(ledger, posed, asked)
 
     def _prepare(self, task: Task, image_id: int, example: Example) -> Seen:
         if image_id in task.skip:
@@ -139,25 +142,45 @@ class Explainer:
         check_question(example.question, tokens, self.model.known, self.config.limits)
         return tokens
 
-    def _explain_scene(self, ledger: Ledger, seen: Seen, asked: Asked) -> None:
+    def _posed(self, seen: Seen, examples: Sequence[Example]) -> "Posed":
+        """A question that cannot be put to the model does not take its neighbours down."""
+        truths = {e.question_id: e.truth for e in examples}
+        questions = self._image_questions(examples)
+
+        def put(numbers: Iterable[int]) -> Put:
+            own = {n: questions[n] for n in numbers}
+            return ask(self.model, seen.canvas, [*own.values()], [truths[n] for n in own])
+
+        able, errors = list(questions), {}
+        together = guarded(lambda: put(able))
+        if isinstance(together, Failed):
+            alone = {n: guarded(partial(put, [n])) for n in able}
+            errors = {n: one.error for n, one in alone.items() if isinstance(one, Failed)}
+            able = [n for n in able if n not in errors]
+            together = put(able)
+        own = dict(zip(able, together.truths, strict=True))
+        said = together.predictions
+        written = None if said is None else dict(zip(able, said, strict=True))
+        return Posed(seen, questions, together.model, own, written, errors)
+
+    def _explain_scene(self, ledger: Ledger, posed: "Posed", asked: Asked) -> None:
         """All questions of an image at once; should that fail, each alone, so that a bad question
         does not take its neighbours down."""
-        beside = self._image_questions(ledger.images[asked[0][0].image_id])
-        scene = guarded(lambda: _answered(self._scene(ledger.task.labels, seen, asked, beside)))
+        scene = guarded(lambda: _answered(self._scene(ledger.task.labels, posed, asked)))
         if isinstance(scene, Failed):
             if len(asked) == 1:
                 ledger.fail(asked[0][0], "clean pass", scene.error)
             for one in asked if len(asked) > 1 else ():
-                self._explain_scene(ledger, seen, [one])
+                self._explain_scene(ledger, posed, [one])
             return
         for q, (example, tokens) in enumerate(asked):
-            ledger.asked(example, seen.frame, tokens, scene, q)
+            ledger.asked(example, posed.seen.frame, tokens, scene, q)
         for label in ledger.task.labels if scene.rows else ():
-            self._explain_by(ledger, label, seen, scene, asked)
+            self._explain_by(ledger, label, posed, scene, asked)
         self.batch = scene.batch  # what has not fitted once is not tried again
 
     def _explain_by(
-        self, ledger: Ledger, label: str, seen: Seen, scene: Scene, asked: Asked
+        self, ledger: Ledger, label: str, posed: "Posed", scene: Scene, asked: Asked
     ) -> None:
         start = time.perf_counter()
         result = guarded(lambda: explain_scene(self.methods[label], scene))
@@ -165,7 +188,7 @@ class Explainer:
             if len(asked) == 1:
                 ledger.fail(asked[0][0], "explain", result.error, label)
             for one in asked if len(asked) > 1 else ():
-                self._explain_alone(ledger, label, seen, scene, one)
+                self._explain_alone(ledger, label, posed, one)
             return
         seconds = (time.perf_counter() - start) / max(1, len(scene.rows))
         for r, row in enumerate(scene.rows):
@@ -174,13 +197,13 @@ class Explainer:
             ledger.record(entry, r, result)
 
     def _explain_alone(
-        self, ledger: Ledger, label: str, seen: Seen, scene: Scene, one: tuple[Example, Tokens]
+        self, ledger: Ledger, label: str, posed: "Posed", one: tuple[Example, Tokens]
     ) -> None:
-        alone = guarded(lambda: self._scene([label], seen, [one], scene.image_questions))
+        alone = guarded(lambda: self._scene([label], posed, [one]))
         if isinstance(alone, Failed):
             ledger.fail(one[0], "explain", alone.error, label)
             return
-        self._explain_by(ledger, label, seen, alone, [one])
+        self._explain_by(ledger, label, posed, alone, [one])
 
     def _image_questions(self, examples: Sequence[Example]) -> dict[int, Tokens]:
         """Every question of the image that can be asked, so that what one gets does not depend on
@@ -188,31 +211,38 @@ class Explainer:
         tokens = {e.question_id: guarded(partial(self._checked_tokens, e)) for e in examples}
         return {number: t for number, t in tokens.items() if not isinstance(t, Failed)}
 
-    def _scene(
-        self,
-        labels: Sequence[str],
-        seen: Seen,
-        asked: Asked,
-        image_questions: Mapping[int, Tokens] | None,
-    ) -> Scene:
-        questions = [tokens for _, tokens in asked]
-        model, truths, written = ask(
-            self.model, seen.canvas, questions, [example.truth for example, _ in asked]
-        )
+    def _scene(self, labels: Sequence[str], posed: "Posed", asked: Asked) -> Scene:
+        numbers = [example.question_id for example, _ in asked]
         return Scene(
-            model=model,
-            canvas=seen.canvas,
-            regions=seen.regions,
-            questions=questions,
-            question_ids=[example.question_id for example, _ in asked],
-            truths=truths,
-            written=written,
+            model=posed.model,
+            canvas=posed.seen.canvas,
+            regions=posed.seen.regions,
+            questions=[tokens for _, tokens in asked],
+            question_ids=numbers,
+            truths=[posed.truths[n] for n in numbers],
+            written=None if posed.written is None else [posed.written[n] for n in numbers],
             targets=self.targets,  # type: ignore[arg-type]
             batch=self.batch,
             engine=self.engine,
             gradients=wants_gradients(self.methods[label] for label in labels),
-            image_questions=image_questions,
+            image_questions=posed.questions,
         )
+
+
+@dataclass(frozen=True)
+class Posed:
+    """An image and all its questions that can be asked, put to the model at once, whichever of them
+    are to be explained: what one gets, the numbers of the answers to an open model among it, does
+    not depend on which others are explained with it. All by the question's id."""
+
+    seen: Seen
+    questions: Mapping[int, Tokens]
+    model: VQAModel
+    """An open one bound to what it writes to all of them and to all their truths."""
+    truths: Mapping[int, int | None]
+    written: Mapping[int, int] | None
+    errors: Mapping[int, Exception]
+    """What kept a question from being put."""
 
 
 @dataclass(frozen=True)
@@ -261,3 +291,12 @@ def _answered(scene: Scene) -> Scene:
         raise BadExample("the model's logits on the clean input are not finite")
     _ = scene.rows
     return scene
+
+
+def _refused(ledger: Ledger, example: Example, posed: Posed | Failed) -> bool:
+    """Whether the model could not be asked this question; if so its failure is recorded."""
+    number = example.question_id
+    error = posed.error if isinstance(posed, Failed) else posed.errors.get(number)
+    if error is not None:
+        ledger.fail(example, "clean pass", error)
+    return error is not None
