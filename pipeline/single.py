@@ -148,6 +148,7 @@ def _scene(
         regions=seen.regions,
         questions=[tokens],
         question_ids=[0],
+        cut_off=[model.cut_off(question)],
         truths=asked.truths,
         written=asked.predictions,
     )

@@ -219,6 +219,7 @@ class Explainer:
             regions=posed.seen.regions,
             questions=[tokens for _, tokens in asked],
             question_ids=numbers,
+            cut_off=[self.model.cut_off(example.question) for example, _ in asked],
             truths=[posed.truths[n] for n in numbers],
             written=None if posed.written is None else [posed.written[n] for n in numbers],
             targets=self.targets,  # type: ignore[arg-type]

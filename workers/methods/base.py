@@ -67,6 +67,9 @@ class Scene:
     of the scene where not given."""
     regions: Tensor | None = None
     """What a model of regions sees in place of the canvas, ``(region, 4 + channel)``."""
+    cut_off: Sequence[Tokens] | None = None
+    """The words of each question that the model does not see, behind those it does; none where not
+    given."""
     written: Sequence[int] | None = None
     """The answer that the model wrote to every question; None where its logits say it."""
     shared: dict[object, object] = field(default_factory=dict)

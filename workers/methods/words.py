@@ -15,8 +15,9 @@ from workers.sweep.batches import in_batches
 class WordOcclusion(WordMethod):
     """``f(q) - f(q without word i)``, the image kept (Goyal et al. 2016, section 3.2).
 
-    The question gets shorter; the only word of a question leaves the empty one. ``top_answers`` is
-    the answer that each shorter question gets.
+    The question gets shorter; the only word of a question leaves the empty one. A question that the
+    model cuts off is cut after the word is dropped, so that the next word moves up. ``top_answers``
+    is the answer that each shorter question gets.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset()
@@ -37,7 +38,9 @@ class WordOcclusion(WordMethod):
 @torch.no_grad()
 def dropped_logits(scene: Scene) -> list[Tensor]:
     """For each question ``(word, answer)``: the logits without that word."""
-    shorter = [without for question in scene.questions for without in drop_each(question)]
+    cut_off = scene.cut_off or [()] * len(scene.questions)
+    pairs = zip(scene.questions, cut_off, strict=True)
+    shorter = [without for question, behind in pairs for without in drop_each(question, behind)]
     lengths = [len(question) for question in scene.questions]
     if not shorter:
         return [scene.output.logits[:0]] * len(lengths)
@@ -45,9 +48,11 @@ def dropped_logits(scene: Scene) -> list[Tensor]:
     return list(logits.split(lengths))
 
 
-def drop_each(question: Tokens) -> list[Tokens]:
-    """The question without its first word, without its second, and so on."""
-    return [question[:i] + question[i + 1 :] for i in range(len(question))]
+def drop_each(question: Tokens, cut_off: Tokens = ()) -> list[Tokens]:
+    """The question without its first word, without its second, and so on, each as long as before
+    where there are words that were cut off behind it."""
+    whole = question + cut_off
+    return [(whole[:i] + whole[i + 1 :])[: len(question)] for i in range(len(question))]
 
 
 def _answer(scene: Scene, questions: list[Tokens]) -> Tensor:

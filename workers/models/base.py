@@ -216,6 +216,11 @@ class VQAModel(nn.Module, ABC):
     def tokenise(self, question: str) -> Tokens:
         """The question's words as the model was trained to see them; possibly none."""
 
+    def cut_off(self, question: str) -> Tokens:
+        """The words behind those of ``tokenise``, of a model that sees so many and no more: it sees
+        the first of them where another is dropped."""
+        return ()
+
     @abstractmethod
     def known(self, token: str) -> bool:
         """Whether the vocabulary has this word."""

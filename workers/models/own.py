@@ -43,7 +43,8 @@ class PythonSpec(ModelSpec):
     are frozen and the mode is eval whatever the class does. Optional attributes: ``image_size``
     (224), ``resize`` (``squash``, or ``shorter_side_crop``), ``central_fraction`` (1),
     ``glimpse_map`` (``mean``, or ``last``: which map several glimpses make). Optional methods:
-    ``tokenise(question)`` -> its words, ``known(word)``, and, together,
+    ``tokenise(question)`` -> its words, ``cut_off(question)`` -> those behind them where it leaves
+    some out, ``known(word)``, and, together,
 
     * ``trunk(images) -> (n, channel, y, x)``, images after ``normalise(images)`` if there is one;
     * ``words(questions) -> (embeddings (n, word, channel), lengths (n,))``, padded at the end;
@@ -178,6 +179,9 @@ class _Own(VQAModel):
         if hasattr(self.own, "tokenise"):
             return tuple(self.own.tokenise(question))
         return tuple(question.split())
+
+    def cut_off(self, question: str) -> Tokens:
+        return tuple(self.own.cut_off(question)) if hasattr(self.own, "cut_off") else ()
 
     def known(self, token: str) -> bool:
         return not hasattr(self.own, "known") or bool(self.own.known(token))

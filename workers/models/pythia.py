@@ -258,6 +258,9 @@ class Pythia(StoredRegionModel, EmbeddingModel):
         """At most ``LENGTH`` words: the model sees no more."""
         return mmf(question)[:LENGTH]
 
+    def cut_off(self, question: str) -> Tokens:
+        return mmf(question)[LENGTH:]
+
     def known(self, token: str) -> bool:
         return token in self.numbers
 

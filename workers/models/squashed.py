@@ -78,7 +78,13 @@ class SquashedModel(SplitModel):
         return to_canvas(image, crop), crop.frame(height, width)
 
     def tokenise(self, question: str) -> Tokens:
-        return TOKENISERS[self.config.tokeniser](question)[: self.config.max_words]
+        return self._all_words(question)[: self.config.max_words]
+
+    def cut_off(self, question: str) -> Tokens:
+        return self._all_words(question)[self.config.max_words :]
+
+    def _all_words(self, question: str) -> Tokens:
+        return TOKENISERS[self.config.tokeniser](question)
 
     def known(self, token: str) -> bool:
         return token in self._word_index

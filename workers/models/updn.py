@@ -116,7 +116,13 @@ class UpDn(StoredRegionModel, EmbeddingModel):
 
     def tokenise(self, question: str) -> Tokens:
         """At most ``LENGTH`` words: the model sees no more."""
-        return (updn_fork if self.fork else updn)(question)[:LENGTH]
+        return self._all_words(question)[:LENGTH]
+
+    def cut_off(self, question: str) -> Tokens:
+        return self._all_words(question)[LENGTH:]
+
+    def _all_words(self, question: str) -> Tokens:
+        return (updn_fork if self.fork else updn)(question)
 
     def known(self, token: str) -> bool:
         return token in self.numbers
