@@ -11,6 +11,7 @@ from workers.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.report import document
+    from pipeline.studies.agreement import Confidence
 
 
 @app.command()
@@ -33,6 +34,16 @@ def report(
     max_mb: Annotated[
         float, typer.Option(min=1, help="Size of the page: coarser maps, then fewer examples.")
     ] = 30.0,
+    low: Annotated[
+        float | None,
+        typer.Option(
+            help="An answer of a smaller probability is unsure; 0.5, the paper's is 0.25."
+        ),
+    ] = None,
+    high: Annotated[
+        float | None,
+        typer.Option(help="An answer of a larger probability is sure; 0.75, as in the paper."),
+    ] = None,
 ) -> None:
     """A page with every study's tables, figures and findings, and examples with all their maps.
 
@@ -41,13 +52,32 @@ def report(
     """
     if (run_folder is None) == (compare is None):
         raise UserError("report: name one RUN, or two with --compare RUN_A RUN_B")
+    if compare is not None and (low, high) != (None, None):
+        raise UserError("report --compare has no groups by confidence: leave --low and --high out")
+    limits = _limits(low, high)
     from pipeline.report import document
 
     if compare is not None:
         _end(document.compare_report(*compare, out or _comparison(*compare), _say))
     if run_folder is not None:
         folder = out or local_folder(run_folder) / "report"
-        _end(document.report(run_folder, folder, study or ("all",), examples, max_mb, _say))
+        wanted = study or ("all",)
+        _end(document.report(run_folder, folder, wanted, examples, max_mb, _say, limits))
+
+
+def _limits(low: float | None, high: float | None) -> "Confidence":
+    """The limits of confidence asked for; the usual one where one is not."""
+    from pipeline.studies.agreement import Confidence
+
+    usual = Confidence()
+    low, high = usual.low if low is None else low, usual.high if high is None else high
+    if not 0 <= low <= high <= 1:
+        raise UserError(
+            f"--low {low:g} with --high {high:g}: both are probabilities of the answer, and an "
+            f"answer cannot be unsure and sure at once. Give 0 <= low <= high <= 1; without an "
+            f"option it is {usual.low:g} and {usual.high:g}."
+        )
+    return Confidence(low=low, high=high)
 
 
 def _comparison(first: str, second: str) -> Path:

@@ -24,7 +24,7 @@ from pipeline.report.folder import published
 from pipeline.report.gallery import choose, gallery
 from pipeline.report.maps import pack, shrink
 from pipeline.report.tables import DASH, NO_REASON, shown, view
-from pipeline.studies.agreement import question_values
+from pipeline.studies.agreement import Confidence, question_values
 from pipeline.studies.base import (
     Badge,
     Column,
@@ -588,3 +588,49 @@ def test_interval_is_drawn_along_its_column() -> None:
 )
 def test_numbers_read_well(value: float, kind: str, scale: float, text: str) -> None:
     assert shown(value, kind, scale) == text
+
+
+def test_limits_of_confidence_are_those_asked_for(
+    call: Call,  # noqa: F811
+    run: Path,
+    tmp_path: Path,
+) -> None:
+    made = call(
+        *("report", run, "--study", "overview", "--low", "0.25", "--high", "0.8"),
+        *("--examples", "0", "--out", tmp_path),
+    )
+    assert made.returncode == 0, made.stderr
+    page = Elements((tmp_path / "index.html").read_text())
+    assert "Unsure: probability of the answer below 0.25, sure: above 0.8." in page.text
+    counted = evidence_of(run, Confidence(low=0.25, high=0.8)).examples["confidence"]
+    low = pd.read_csv(tmp_path / "tables" / "overview_crossings.csv")
+    assert ("low" in low) == (counted < 0.25).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--low", "0.8"), "--low 0.8 with --high 0.75: both are probabilities"),
+        (("--high", "1.5"), "--low 0.5 with --high 1.5: both are probabilities"),
+        (("--low", "-0.1"), "Give 0 <= low <= high <= 1"),
+        (("--low", "nan"), "Give 0 <= low <= high <= 1"),
+    ],
+)
+def test_limits_of_confidence_that_cannot_be_are_refused(
+    call: Call,  # noqa: F811
+    tmp_path: Path,
+    options: tuple[str, str],
+    told: str,
+) -> None:
+    refused = call("report", tmp_path, *options)
+    assert refused.returncode == 2
+    assert told in refused.stderr
+
+
+def test_a_comparison_has_no_limits_of_confidence(
+    call: Call,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    refused = call("report", "--compare", tmp_path, tmp_path, "--low", "0.25")
+    assert refused.returncode == 2
+    assert "leave --low and --high out" in refused.stderr

@@ -15,6 +15,7 @@ from pipeline.report.gallery import gallery
 from pipeline.report.page import Block, Chapter, Page, Told, badges_of, render
 from pipeline.report.tables import MOST_DATA, data_table, view
 from pipeline.run import stored_config
+from pipeline.studies.agreement import Confidence
 from pipeline.studies.base import Badge, Evidence, Panels, Part, Picture, Study, Table, Text
 from pipeline.studies.registry import STUDIES
 from pipeline.studies.summary import Bootstrap
@@ -45,9 +46,10 @@ def report(
     examples: int = EXAMPLES,
     megabytes: float = MEGABYTES,
     say: Say = print,
+    confidence: Confidence | None = None,
 ) -> Written:
     """Write a run's report into ``out``; a study that cannot be made is told on the page."""
-    evidence = evidence_of(root)
+    evidence = evidence_of(root, confidence)
     made = {name: _attempt(name, evidence, say) for name in _names(wanted)}
     with published(out) as folder:
         chapters = _chapters(made, folder)
@@ -80,7 +82,7 @@ def study_report(study: Study, runs: Sequence[Evidence], out: Path, say: Say = p
         return _write(page, folder)
 
 
-def evidence_of(root: Root) -> Evidence:
+def evidence_of(root: Root, confidence: Confidence | None = None) -> Evidence:
     """A run's evidence; one that was never evaluated is refused."""
     run = Run(root)
     if not run.store.covered("metrics"):
@@ -88,7 +90,8 @@ def evidence_of(root: Root) -> Evidence:
             f"{root} has no metrics: nothing of it has been compared or counted yet. "
             f"Run `python run_pipeline.py evaluate {root}` first."
         )
-    return Evidence(run, Bootstrap(seed=stored_config(root).seed))
+    bootstrap = Bootstrap(seed=stored_config(root).seed)
+    return Evidence(run, bootstrap, confidence or Confidence())
 
 
 def _names(wanted: Sequence[str]) -> list[str]:

@@ -213,7 +213,7 @@ def missing(found: Computed) -> tuple[str, ...]:
     if empty:
         texts.append(
             f"Groups without a prediction: {', '.join(empty)} ({thresholds(found.confidence)}). "
-            "Other limits of confidence may fill them."
+            "Other limits of confidence may fill them: `report --low` and `--high`."
         )
     return tuple(texts)
 
