@@ -128,7 +128,7 @@ def retry(
 @app.command()
 def verify(
     run_folder: RunFolder,
-    sample: Annotated[int, typer.Option(help="Maps to compute again and compare.")] = 0,
+    sample: Annotated[int, typer.Option(min=0, help="Maps to compute again and compare.")] = 0,
     seed: Annotated[int, typer.Option(help="Which maps the sample takes.")] = 0,
 ) -> None:
     """Check every row, map and checksum of a run. Writes nothing; safe while it is going on."""
@@ -150,7 +150,7 @@ def compact(run_folder: RunFolder) -> None:
 @app.command()
 def failures(
     run_folder: RunFolder,
-    limit: Annotated[int, typer.Option(help="Rows to print.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Rows to print.")] = 20,
 ) -> None:
     """What went wrong: example, stage, message."""
     state.print_failures(run_folder, limit)
@@ -160,12 +160,12 @@ def failures(
 def sheet(
     run_folder: RunFolder,
     out: Annotated[Path | None, typer.Option(help="PNG file; RUN/sheet.png by default.")] = None,
-    rows: Annotated[int, typer.Option(help="Examples on the sheet.")] = 8,
+    rows: Annotated[int, typer.Option(min=1, help="Examples on the sheet.")] = 8,
 ) -> None:
     """A contact sheet: image, question with its words shaded, every method, human map."""
     from pipeline.report.sheet import run_sheet
 
-    path = out or local_folder(run_folder) / "sheet.png"
+    path = _picture(out or local_folder(run_folder) / "sheet.png")
     run_sheet(run_folder, path, rows)
     console.print(f"contact sheet: {path}")
 
@@ -193,10 +193,18 @@ def explain(
     from pipeline.report.sheet import single_sheet
     from pipeline.single import explain as explain_one
 
+    _picture(out)
     result = explain_one(model, image, question, method or None, answer)
     single_sheet(result, out)
     report.print_explanation(result)
     console.print(f"picture: {out}")
+
+
+def _picture(path: Path) -> Path:
+    """A picture's file, before the work that ends in it."""
+    if path.suffix.lower() != ".png" or path.is_dir():
+        raise UserError(f"{path}: a picture's file ends in .png; give --out FILE.png")
+    return path
 
 
 def _end(failed: int, run_folder: Path | str, retry: str) -> None:

@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 import zarr
 
 from schemas.run import Definition, RunRecord
+from workers.errors import UserError
 from workers.store import Store
 
 Root = Path | str
@@ -114,7 +115,14 @@ class Run:
         stored = group[path]
         per_target = "target" in (stored.metadata.dimension_names or ())  # type: ignore[union-attr]
         place = (row.ordinal, row.target_index) if per_target else (row.ordinal,)
-        values = np.asarray(stored[place])  # type: ignore[index]
+        try:
+            values = np.asarray(stored[place])  # type: ignore[index]
+        except (ValueError, RuntimeError) as error:  # a checksum, or what decompresses
+            raise UserError(
+                f"{self.store.root_anywhere}/maps.zarr/{path}: the map of question "
+                f"{row.question_id} is damaged ({error}). `verify` finds all that are; "
+                f"`retry {self.store.root_anywhere} --shard {row.shard}` makes this one again"
+            ) from error
         scale = row.scale if path == row.array else 1.0
         return values if values.dtype.kind == "i" else values.astype(np.float32) * np.float32(scale)
 

@@ -44,8 +44,11 @@ class Explanation:
     tokens: tuple[str, ...]
     answer: str
     """What is explained: the prediction, unless another answer was asked for."""
+    probability: float
+    """Of ``answer``."""
     prediction: str
     confidence: float
+    """The probability of ``prediction``."""
     maps: Mapping[str, Mapping[str, np.ndarray]]
     """Method -> array name -> ``(y, x)``; the method's primary array comes first."""
     words: Mapping[str, np.ndarray]
@@ -82,14 +85,16 @@ def explain(
         scene.engine = Engine(built)
     results = {label: explain_scene(method, scene) for label, method in chosen.items()}
     last = len(scene.rows) - 1
+    probabilities = scene.output.logits[0].softmax(-1)
     return Explanation(
         image=scene.canvas.permute(1, 2, 0).round().clamp(0, 255).byte().cpu().numpy(),
         frame=frame,
         question=question,
         tokens=tuple(scene.questions[0]),
         answer=scene.model.answers[scene.rows[last].answer],
+        probability=float(probabilities[scene.rows[last].answer]),
         prediction=scene.model.answers[scene.predictions[0]],
-        confidence=float(scene.output.logits[0].softmax(-1)[scene.predictions[0]]),
+        confidence=float(probabilities[scene.predictions[0]]),
         maps={
             label: _arrays(chosen[label], result, last)
             for label, result in results.items()

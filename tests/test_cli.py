@@ -261,6 +261,16 @@ def test_explain_of_an_answer_outside_the_vocabulary_lists_close_ones(
     assert "the closest are red" in result.stderr
 
 
+@pytest.mark.parametrize("out", ["x.txt", "folder.png"])
+def test_explain_refuses_what_is_no_pictures_file_before_the_work(
+    call: Call, out: str, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    result = call("explain", "--image", "none.png", "--question", "what?", "--out", tmp_path / out)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {tmp_path / out}: a picture's file ends in .png")
+
+
 @pytest.mark.parametrize(
     ("question", "message"),
     [

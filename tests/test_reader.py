@@ -1,5 +1,6 @@
 """A finished run, read with and without our code."""
 
+import shutil
 from pathlib import Path
 
 import duckdb
@@ -12,6 +13,7 @@ import xarray as xr
 from pipeline import open_run
 from pipeline import run as stages
 from tests.conftest import Recipe
+from workers.errors import UserError
 
 SPEC_COLUMNS = {
     "examples": "question_id image_id question prediction truth confidence correct accuracy "
@@ -131,3 +133,15 @@ def test_shuffled_human_is_another_images_map(finished: Path) -> None:
     rho = metrics[metrics.metric == "rank_correlation"].groupby("method").value.mean()
     assert rho["human"] > 0.6
     assert rho["shuffled_human"] < rho["human"] - 0.3
+
+
+def test_damaged_map_is_named_with_its_remedy(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    row = run.maps[run.maps.method == "occlusion"].iloc[:1]
+    for path in (tmp_path / "run" / "maps.zarr" / "occlusion" / "drop").glob("c*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"occlusion/drop: the map of question \d+ is damaged"):
+        run.fetch(row)

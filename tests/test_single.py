@@ -38,6 +38,7 @@ def test_explain_of_another_answer_explains_that_one(world: Path, checkpoint: Pa
     other = next(a for a in ("yes", "no", "2") if a != own.prediction)
     asked = explain(str(checkpoint), image, question, ["grad_cam", "word_occlusion"], answer=other)
     assert (asked.answer, asked.prediction) == (other, own.prediction)
+    assert own.probability == own.confidence == asked.confidence > asked.probability > 0
     assert not np.allclose(asked.maps["grad_cam"]["signed"], own.maps["grad_cam"]["signed"])
 
 

@@ -60,7 +60,9 @@ def run_sheet(root: Path | str, out: Path, rows: int = 8) -> None:
 def single_sheet(result: Explanation, out: Path) -> None:
     """One picture, one question; under it what has a map for every word, a row a method."""
     words = next(iter(result.words.values()), np.zeros(len(result.tokens)))
-    caption = f"{result.question}\n{result.answer} ({result.confidence:.0%})"
+    caption = f"{result.question}\n{result.answer} ({result.probability:.1%})"
+    if result.answer != result.prediction:
+        caption += f"\nthe model: {result.prediction} ({result.confidence:.1%})"
     maps = {label: next(iter(arrays.values())) for label, arrays in result.maps.items()}
     by_word = {
         label: arrays["words"][: len(result.tokens)]

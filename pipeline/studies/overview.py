@@ -153,9 +153,12 @@ def _maps(evidence: Evidence) -> Table:
 
 def _accurate(table: pd.DataFrame) -> Finding:
     row = table[table["answer_type"] == OVERALL].iloc[0]
+    known = pd.notna(row["ci_low"])
+    interval = f"[{row['ci_low']:.1%}, {row['ci_high']:.1%}] " if known else ""
     return Finding(
-        sentence=f"The model's VQA accuracy is {row['accuracy']:.1%} "
-        f"[{row['ci_low']:.1%}, {row['ci_high']:.1%}] over {row['n']:,} questions.",
+        sentence=f"The model's VQA accuracy is {row['accuracy']:.1%} {interval}"
+        f"over {row['n']:,} question{'s' * (row['n'] != 1)}"
+        f"{'' if known else ' of one image, too few for an interval'}.",
         weight=0.3,
         source="accuracy",
     )
@@ -363,12 +366,17 @@ def _best(rows: pd.DataFrame, methods: pd.DataFrame, metric: str) -> str:
     name, best = methods.index[0], methods.iloc[0]
     text = (
         f"Of {len(methods)} methods {name} agrees best with human attention: {_words(metric)} "
-        f"{best['mean']:.3f} [{best['ci_low']:.3f}, {best['ci_high']:.3f}], n = {best['n_used']:,}"
+        f"{_mean(best)}, n = {best['n_used']:,}"
     )
     if "human" in rows.index and rows.loc["human", "mean"] > 0:
         human = rows.loc["human", "mean"]
         text += f"; people agree with one another at {human:.3f}"
     return text + "."
+
+
+def _mean(row: pd.Series) -> str:
+    interval = f" [{row['ci_low']:.3f}, {row['ci_high']:.3f}]" if pd.notna(row["ci_low"]) else ""
+    return f"{row['mean']:.3f}{interval}"
 
 
 def _against_centre(centre: pd.Series, methods: pd.DataFrame, metric: str) -> str:
