@@ -38,7 +38,8 @@ def plan(
     out: Annotated[str | None, typer.Option(help="A run to count as done already.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """What a run would do: examples, trunk passes, bytes, shards left and time. Writes nothing."""
+    """What a run would do: examples, trunk passes, bytes, shards left and time. Writes no run; the
+    embedded world is drawn where its folder does not hold it."""
     from pipeline.plan import make_plan
     from pipeline.recipe import read_recipe
     from pipeline.report import terminal as report
