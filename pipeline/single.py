@@ -59,7 +59,7 @@ def explain(
     model: str | Mapping[str, Any] | VQAModel,
     image: str | Path | np.ndarray,
     question: str,
-    methods: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    methods: str | Sequence[str] | Mapping[str, Mapping[str, Any] | None] | None = None,
     answer: str | None = None,
     device: str = "auto",
     image_id: int | None = None,
@@ -68,15 +68,12 @@ def explain(
 
     ``model`` is a catalogue name (``"demo"``), a ``.safetensors`` file of one of our models, a
     recipe's file or its model section, or a built model; ``image`` a file, ``s3://bucket/key`` or
-    upright uint8 RGB ``(y, x, 3)``; ``methods`` names, or label -> options; ``answer`` the answer
-    to explain in place of the prediction. ``image_id`` is the number under which a model of
-    regions finds the image's; by default the one that ends the file's name, as in COCO's.
+    upright uint8 RGB ``(y, x, 3)``; ``methods`` a name, names, or label -> options; ``answer`` the
+    answer to explain in place of the prediction. ``image_id`` is the number under which a model
+    of regions finds the image's; by default the one that ends the file's name, as in COCO's.
     """
     built = _model(model, device)
-    methods = suitable(built) if methods is None else methods
-    chosen = catalog.methods(
-        methods if isinstance(methods, Mapping) else {name: {} for name in methods}
-    )
+    chosen = catalog.methods(_options(suitable(built) if methods is None else methods))
     check_capabilities(chosen, built)
     scene, frame = _scene(built, image, question, answer, image_id)
     scene.gradients = wants_gradients(chosen.values())
@@ -108,6 +105,14 @@ def explain(
     )
 
 
+def _options(
+    methods: str | Sequence[str] | Mapping[str, Mapping[str, Any] | None],
+) -> dict[str, dict[str, Any]]:
+    if isinstance(methods, Mapping):
+        return {label: dict(options or {}) for label, options in methods.items()}
+    return {name: {} for name in ([methods] if isinstance(methods, str) else methods)}
+
+
 def suitable(model: VQAModel) -> tuple[str, ...]:
     """Every method that can explain the model, but the baselines and RISE."""
     methods = catalog.methods({name: {} for name in catalog.METHODS if name not in UNASKED})
@@ -136,7 +141,9 @@ def _scene(
     image_id: int | None,
 ) -> tuple[Scene, Frame]:
     """The one-question scene; its last row explains the answer asked for."""
-    pixels = image if isinstance(image, np.ndarray) else decode(image, LIMITS)
+    if not isinstance(question, str):
+        raise UserError(f"the question is {question!r}, a {type(question).__name__}: give a text")
+    pixels = _checked(image) if isinstance(image, np.ndarray) else decode(image, LIMITS)
     seen = model.see(pixels, _number(image) if image_id is None else image_id)
     tokens = model.tokenise(question)
     check_question(question, tokens, model.known, LIMITS)
@@ -158,6 +165,15 @@ def _scene(
         written=asked.predictions,
     )
     return scene, seen.frame
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(
+            f"the image is an array of {image.dtype}, shape {image.shape}; give upright uint8 RGB "
+            "(y, x, 3): of floats in 0..1 (x * 255).astype('uint8'), of gray np.stack([x] * 3, -1)"
+        )
+    return image
 
 
 def _number(image: str | Path | np.ndarray) -> int | None:

@@ -55,3 +55,35 @@ def test_explain_by_an_unknown_method_lists_the_known_ones(world: Path, checkpoi
     image = sorted((world / "val2014").glob("*.png"))[0]
     with pytest.raises(UserError, match=r"unknown name 'guessing'\. Available: occlusion"):
         explain(str(checkpoint), image, "is there a red circle?", ["guessing"])
+
+
+GRAY = np.zeros((60, 90), np.uint8)
+PICTURE = np.zeros((60, 90, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "question", "device", "message"),
+    [
+        (
+            PICTURE / 255,
+            "is it red?",
+            "cpu",
+            r"array of float64, shape \(60, 90, 3\)",
+        ),
+        (GRAY, "is it red?", "cpu", r"of gray np.stack\(\[x\] \* 3, -1\)"),
+        (PICTURE, 5, "cpu", "the question is 5, a int: give a text"),
+        (PICTURE, "is it red?", "gpu", "device 'gpu' is unknown: give auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_explain_says_what_it_wants(
+    image: np.ndarray, question: str, device: str, message: str, checkpoint: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        explain(str(checkpoint), image, question, "saliency", device=device)
+
+
+def test_explain_takes_methods_as_a_recipe_has_them(checkpoint: Path) -> None:
+    given = ("saliency", ["saliency"], {"saliency": None}, {"saliency": {}})
+    found = [explain(str(checkpoint), PICTURE, "is it red?", methods) for methods in given]
+    for result in found:
+        assert list(result.maps) == ["saliency"]

@@ -136,7 +136,10 @@ def pick_device(name: str) -> torch.device:
     """``auto`` is the GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r} is unknown: give auto, cpu, cuda or cuda:N") from None
 
 
 def dataset(component: Component) -> Dataset:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.studies.agreement import BASELINES
 from pipeline.studies.base import Column, Evidence
-from pipeline.studies.summary import summarise
+from pipeline.studies.summary import Bootstrap, summarise
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F")
 """Okabe and Ito's, which colour-blind readers tell apart; no yellow, black is for references."""
@@ -61,6 +61,16 @@ def _reason(value: float, degenerate: int) -> str:
     if np.isfinite(value):
         return ""
     return f"all {degenerate} maps are degenerate" if degenerate else "not computed of this method"
+
+
+def leads(values: pd.DataFrame, floor: str, bootstrap: Bootstrap) -> pd.DataFrame:
+    """Method -> ``mean``, ``low`` and ``high`` of its lead over the method ``floor``, question by
+    question; ``values`` is of one target and one metric."""
+    wide = values.pivot(index=["image_id", "question_id"], columns="method", values="value")
+    over = wide.sub(wide[floor], axis=0)
+    clusters = wide.index.get_level_values("image_id").to_numpy()
+    low, high = bootstrap.intervals(over.to_numpy(float), clusters)
+    return pd.DataFrame({"mean": over.mean(), "low": low, "high": high})
 
 
 def mean_column(name: str, header: str, text: str) -> Column:

@@ -18,7 +18,8 @@ from pipeline.studies.base import (
     Study,
     Table,
 )
-from pipeline.studies.targets import HUMAN_TARGET, LABELLED, TRUTH
+from pipeline.studies.means import leads
+from pipeline.studies.targets import HUMAN_TARGET, LABELLED, TRUTH, per_target
 
 MAIN = ("rank_correlation", "ty_iou", "ty_f1")
 """Metrics that have columns of their own; the first there is, is the one that ranks."""
@@ -53,7 +54,7 @@ def overview(evidence: Evidence) -> Study:
     if evidence.human_values["value"].notna().any():
         table = agreement_of(evidence.human_values, evidence.run.examples, evidence.bootstrap)
         parts += _agreement(table, evidence)
-        findings += _findings(table)
+        findings += _findings(table, evidence)
     else:
         missing = (
             "No map was compared with human attention: the dataset has no human maps, or none "
@@ -347,7 +348,7 @@ def _extremes(evidence: Evidence, target: str, metric: str) -> Panels:
     )
 
 
-def _findings(table: pd.DataFrame) -> list[Finding]:
+def _findings(table: pd.DataFrame, evidence: Evidence) -> list[Finding]:
     target, metric = table["target"].iloc[0], main_metrics(table)[0]
     rows = table[(table["target"] == target) & (table["metric"] == metric)].set_index("method")
     rows = rows[rows["mean"].notna()]
@@ -357,7 +358,8 @@ def _findings(table: pd.DataFrame) -> list[Finding]:
     source = f"agreement_{target}"
     findings = [Finding(_best(rows, methods, metric), 0.6, source, BEST_AGREEMENT)]
     if "center" in rows.index:
-        sentence = _against_centre(rows.loc["center"], methods, metric)
+        below = _not_above_centre(evidence, target, metric, methods.index)
+        sentence = _against_centre(rows.loc["center"], below, len(methods), metric)
         findings.append(Finding(sentence=sentence, weight=0.5, source=source))
     return findings
 
@@ -379,14 +381,21 @@ def _mean(row: pd.Series) -> str:
     return f"{row['mean']:.3f}{interval}"
 
 
-def _against_centre(centre: pd.Series, methods: pd.DataFrame, metric: str) -> str:
-    below = methods.index[methods["ci_low"] <= centre["ci_high"]]
+def _not_above_centre(evidence: Evidence, target: str, metric: str, methods: pd.Index) -> list[str]:
+    """Methods whose lead over the centre, on the same questions, may be none."""
+    values = per_target(evidence.human_values, evidence.run.examples)
+    own = values[(values["target"] == target) & (values["metric"] == metric)]
+    low = leads(own, "center", evidence.bootstrap)["low"]
+    return [str(method) for method in methods if not low[method] > 0]
+
+
+def _against_centre(centre: pd.Series, below: list[str], count: int, metric: str) -> str:
     known = f"the centre of the image ({_words(metric)} {centre['mean']:.3f})"
-    if not len(below):
-        return f"All {len(methods)} methods agree better with people than {known} does."
+    if not below:
+        return f"All {count} methods agree better with people than {known} does."
     return (
-        f"{len(below)} of {len(methods)} methods do not stand clear of {known}, which knows "
-        f"nothing of the model: {', '.join(below)}."
+        f"{len(below)} of {count} methods are not shown to exceed {known}, which knows nothing of "
+        f"the model: {', '.join(below)}."
     )
 
 

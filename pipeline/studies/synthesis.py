@@ -18,7 +18,7 @@ from pipeline.studies.base import (
     Table,
     Text,
 )
-from pipeline.studies.means import main_target, not_computed, told, wide_means
+from pipeline.studies.means import leads, main_target, not_computed, told, wide_means
 from pipeline.studies.sanity import BAD, GOOD, cascade_names, sanity
 
 AGREEMENT = "rank_correlation"
@@ -97,13 +97,9 @@ def criteria_frame(evidence: Evidence) -> pd.DataFrame:
     values = criteria_values(evidence)
     frame = wide_means(values, [c.name for c in CRITERIA], evidence)
     agreement = values[values["metric"] == "agreement"]
-    wide = agreement.pivot(index=["image_id", "question_id"], columns="method", values="value")
-    clusters = wide.index.get_level_values("image_id").to_numpy()
     for floor in FLOORS:
-        if floor in wide:
-            leads = wide.sub(wide[floor], axis=0)
-            low, high = evidence.bootstrap.intervals(leads.to_numpy(float), clusters)
-            found = pd.DataFrame({"mean": leads.mean(), "low": low, "high": high})
+        if (agreement["method"] == floor).any():
+            found = leads(agreement, floor, evidence.bootstrap)
             for column, name in (("mean", ""), ("low", "_low"), ("high", "_high")):
                 frame[f"over_{floor}{name}"] = frame["method"].map(found[column])
     return frame
