@@ -158,7 +158,7 @@ def _accurate(table: pd.DataFrame) -> Finding:
     interval = f"[{row['ci_low']:.1%}, {row['ci_high']:.1%}] " if known else ""
     return Finding(
         sentence=f"The model's VQA accuracy is {row['accuracy']:.1%} {interval}"
-        f"over {row['n']:,} question{'s' * (row['n'] != 1)}"
+        f"over {row['n']:,} question{'' if row['n'] == 1 else 's'}"
         f"{'' if known else ' of one image, too few for an interval'}.",
         weight=0.3,
         source="accuracy",
