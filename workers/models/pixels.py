@@ -19,7 +19,7 @@ from torch import Tensor
 from schemas.frame import Frame
 from workers.errors import UserError
 from workers.models.base import Geometry
-from workers.models.preprocessing import Crop
+from workers.models.preprocessing import Crop, centre_crop
 
 TYPICAL = (480, 640)
 """Height and width of a photo, for the sizes that a plan needs."""
@@ -101,15 +101,7 @@ class Pixels:
                 f"the image processor crops {height} x {width} pixels out of {tall} x {wide} and "
                 "pads the rest: give the model an image_size, or a processor that resizes first"
             )
-        top, left = round((tall - height) / 2), round((wide - width) / 2)
-        return Crop(
-            top=top,
-            left=left,
-            bottom=top + height,
-            right=left + width,
-            resized_height=tall,
-            resized_width=wide,
-        )
+        return centre_crop(height, width, tall, wide)
 
     def values(self, canvases: Tensor) -> dict[str, Tensor]:
         """Canvases ``(n, 3, y, x)`` -> all that the processor tells a model of its images."""

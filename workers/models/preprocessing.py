@@ -48,12 +48,18 @@ def square_crop(height: int, width: int, size: int, fraction: float, resize: Res
     short = int(size / fraction)
     long = int(short * max(height, width) / min(height, width))
     tall, wide = (short, long) if width >= height else (long, short)
-    top, left = round((tall - size) / 2), round((wide - size) / 2)
+    return centre_crop(size, size, tall, wide)
+
+
+def centre_crop(height: int, width: int, tall: int, wide: int) -> Crop:
+    """The middle ``height`` x ``width`` of a resized image ``tall`` x ``wide``, as torchvision's
+    CenterCrop rounds."""
+    top, left = round((tall - height) / 2), round((wide - width) / 2)
     return Crop(
         top=top,
         left=left,
-        bottom=top + size,
-        right=left + size,
+        bottom=top + height,
+        right=left + width,
         resized_height=tall,
         resized_width=wide,
     )
