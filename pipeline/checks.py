@@ -14,7 +14,7 @@ from workers.evaluate import HUMAN, by_metric
 from workers.methods.base import ImageMethod
 from workers.metrics.base import Measure, Metric
 from workers.models.base import Capability, VQAModel
-from workers.models.digest import weights_digest
+from workers.models.digest import check_weights
 from workers.probe import forward_seconds, threads
 
 
@@ -51,13 +51,7 @@ def subject(config: RunConfig, record: RunRecord) -> VQAModel | None:
     if not catalog.checks(config.metrics):
         return None
     model = catalog.model_spec(config.model).build(catalog.pick_device(config.resources.device))
-    if weights_digest(model) != record.model:
-        found, expected = weights_digest(model)[:12], record.model[:12]
-        raise UserError(
-            f"model {config.model.name} is not the one that the maps were made with: its digest is "
-            f"{found}, the run's {expected}. Put the old weights back, or remove the metrics that "
-            "ask the model."
-        )
+    check_weights(model, record.model)
     check_metrics(catalog.checks(config.metrics), model)
     return model
 

@@ -225,12 +225,12 @@ def demo(
 ) -> None:
     """The whole workflow on the embedded world: run, evaluate, tables, contact sheet."""
     from pipeline import run as stages
-    from pipeline.recipe import read_recipe
+    from pipeline.recipe import read_recipe, under
     from pipeline.report import terminal as report
     from pipeline.report.sheet import run_sheet
 
     stages.run(read_recipe(Path("recipes/demo.yaml"), overrides), out)
-    result = stages.evaluate(out, overrides)
+    result = stages.evaluate(out, [one for one in overrides if under(one, ["resources", "limits"])])
     report.print_tables(out)
     run_sheet(out, out / "sheet.png")
     report.print_demo(out)

@@ -42,6 +42,10 @@ directory, or URLs."""
 FOLDERS = (("model", "path"),)
 """Options that are such paths where a folder of that name is there, and names of the Hub else."""
 
+MOVABLE = ("resources", "limits", *(".".join(path) for path in (*PATHS, *FOLDERS)))
+"""What may be given anew for a run that is there: where the work is done, and where the files lie
+now, whose digests the run has."""
+
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The recipe at ``path`` with ``--set key=value`` overrides applied."""
@@ -60,6 +64,23 @@ def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for assignment in overrides:
         _apply(data, assignment)
     return data
+
+
+def under(assignment: str, keys: Sequence[str]) -> bool:
+    """Whether ``key=value`` sets one of the keys, or what lies below one."""
+    return any(f"{assignment.partition('=')[0]}.".startswith(f"{key}.") for key in keys)
+
+
+def allowed(overrides: Sequence[str], keys: Sequence[str], command: str) -> Sequence[str]:
+    """The overrides, once none of them would change what a run that is there was made with."""
+    for assignment in overrides:
+        if "=" in assignment and not under(assignment, keys):
+            raise UserError(
+                f"--set {assignment:.200}: `{command}` works on maps that are there, and this would "
+                f"be ignored or mix two runs. It takes {', '.join(keys)}. More methods: `run` the "
+                "recipe with them into the same --out; anything else: into another."
+            )
+    return overrides
 
 
 def parse(data: dict[str, Any], where: str) -> RunConfig:

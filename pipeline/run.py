@@ -24,7 +24,7 @@ from pipeline.plan import (
     uncollected,
 )
 from pipeline.progress import meter
-from pipeline.recipe import override, parse
+from pipeline.recipe import MOVABLE, allowed, override, parse
 from schemas.config import Resources, RunConfig
 from schemas.report import Report
 from schemas.rows import FailureRow
@@ -133,7 +133,7 @@ def run(config: RunConfig, out: Root, retry_failed: bool = False) -> Result:
 
 def retry(out: Root, overrides: Sequence[str] = (), whole: Collection[int] = ()) -> Result:
     """Explain every failed example again, and all examples of the shards in ``whole``."""
-    config = stored_config(out, overrides)
+    config = stored_config(out, allowed(overrides, MOVABLE, "retry"))
     store = Store(out)
     with drive(store) as driver:
         layout = stored_layout(config, store)
@@ -181,7 +181,7 @@ def explain_job(config: RunConfig, driver: Driver) -> Job:
 
 def evaluate(out: Root, overrides: Sequence[str] = ()) -> Result:
     """Compute every metric of every committed map that has none yet."""
-    config = stored_config(out, overrides)
+    config = stored_config(out, allowed(overrides, (*MOVABLE, "metrics"), "evaluate"))
     store = Store(out)
     model = subject(config, store.record())
     with drive(store) as driver:

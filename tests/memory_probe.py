@@ -17,6 +17,7 @@ from workers import catalog
 from workers.datasets.shapes import Shapes
 from workers.evaluate import Evaluator
 from workers.explain import Explainer
+from workers.models.digest import weights_digest
 from workers.store import Store
 
 
@@ -39,11 +40,12 @@ def main(count: int, world: Path, checkpoint: Path, run: Path) -> None:
     ]
     shards = partition(examples, 32)
     store = Store(run)
+    model = catalog.model_spec(config.model).build(catalog.pick_device(config.resources.device))
     store.create(
         RunRecord(
             recipe={},
             dataset="",
-            model="",
+            model=weights_digest(model),
             targets=("predicted", "truth"),
             shard_size=32,
             shards=len(shards),
@@ -54,9 +56,7 @@ def main(count: int, world: Path, checkpoint: Path, run: Path) -> None:
     )
     explainer = Explainer(config, str(run))
     methods = catalog.methods(config.methods)
-    store.define(
-        [*method_definitions(config, methods, explainer.model), *metric_definitions(config)]
-    )
+    store.define([*method_definitions(config, methods, model), *metric_definitions(config)])
     for shard in shards:
         assert explainer.run(Task(shard=shard, labels=tuple(methods))).failed == 0
     evaluator = Evaluator(config, str(run))

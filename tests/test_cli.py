@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from pipeline import run as stages
 from pipeline.cli import main
 from schemas.config import RunConfig
 from tests.conftest import Recipe
@@ -290,6 +291,29 @@ def test_explain_of_a_question_it_cannot_read_says_why(
     result = call("explain", "--image", image, "--question", question, "--out", out)
     assert (result.returncode, result.stderr) == (2, message)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "override"),
+    [
+        ("evaluate", "methods=[grad_cam]"),
+        ("evaluate", "model=other"),
+        ("evaluate", "targets=[truth]"),
+        ("evaluate", "seed=1"),
+        ("evaluate", "resourcesful=1"),
+        ("retry", "methods.center.sigma=2"),
+        ("retry", "metrics={}"),
+    ],
+)
+def test_what_a_run_was_made_with_is_not_overridden_later(
+    call: Call, recipe: Recipe, tmp_path: Path, command: str, override: str
+) -> None:
+    out = tmp_path / "run"
+    stages.run(recipe(methods={"center": {}}), out)
+    result = call(command, out, "--set", override)
+    assert result.returncode == 2
+    assert f"--set {override}: `{command}` works on maps that are there" in result.stderr
+    assert "It takes resources, limits, dataset.root" in result.stderr
 
 
 def test_demo_runs_everything_and_says_what_next(call: Call, tmp_path: Path) -> None:

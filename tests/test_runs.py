@@ -1,6 +1,8 @@
 """Whole runs: executors, shard sizes, workers, interruption, extension, retry."""
 
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from PIL import Image
 from pipeline import run as stages
 from pipeline.dataset import Run
 from pipeline.plan import make_plan
+from pipeline.verify import verify
 from schemas.config import RunConfig
 from tests.conftest import Recipe
 from tests.runs import assert_same_run
@@ -232,6 +235,28 @@ def test_run_with_bad_images_records_them_and_spares_neighbours(
         stages.run(recipe(dataset=dataset), out)
     assert stages.retry(out).failed_examples == 0
     assert_same_run(reference_run(plain, recipe), out)
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_other_weights_under_the_same_path_explain_nothing(
+    executor: str, recipe: Recipe, checkpoint: Path, tmp_path: Path, ray_cluster: None
+) -> None:
+    """As where a machine of a cluster has an older file: the one that works looks itself."""
+    own, out = tmp_path / "model.safetensors", tmp_path / "run"
+    shutil.copy(checkpoint, own)
+    model = {"name": "kazemi", "checkpoint": str(own)}
+    stages.run(recipe(methods={"center": {}}, model=model, store={"shard_size": 64}), out)
+    data = bytearray(own.read_bytes())
+    data[-1] ^= 1
+    own.write_bytes(data)
+    maps = Run(out).maps
+    with pytest.raises(UserError, match="model Kazemi is not the one that this run's maps are"):
+        stages.retry(out, [f"resources.executor={executor}"], whole=[0])
+    with pytest.raises(UserError, match=f"its digest on {platform.node()} is"):
+        verify(out, sample=1)
+    own.write_bytes(checkpoint.read_bytes())
+    assert stages.retry(out, whole=[0]).failed_examples == 0
+    assert Run(out).maps.checksum.equals(maps.checksum)
 
 
 def test_run_with_retry_computes_failures_again(

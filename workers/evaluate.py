@@ -84,7 +84,7 @@ class Evaluator:
         """Path -> an array of the run, opened."""
         self.shard: dict[str, np.ndarray] = {}
         """Path -> this task's places in an array whose maps share a chunk."""
-        self.examiner = Examiner(config, self._values)
+        self.examiner = Examiner(config, self.store.record().model, self._values)
 
     def run(self, task: Task) -> Report:
         """Score every map of a shard under the task's labels, and commit."""

@@ -20,6 +20,7 @@ from workers.images import decode
 from workers.methods.base import ImageMethod, Row, Scene
 from workers.methods.regions import BY_REGION, RegionMethod
 from workers.metrics.base import Scores
+from workers.models.digest import check_weights
 from workers.objects import OUTAGE
 from workers.sweep.engine import Engine
 
@@ -58,8 +59,11 @@ class Examiner:
     """Asks the model about one image after another. Every check of an image shares its decoding and
     its clean pass; what else they share is in their own hands."""
 
-    def __init__(self, config: RunConfig, fetch: Callable[[MapRow], np.ndarray]) -> None:
-        self.config, self.fetch = config, fetch
+    def __init__(
+        self, config: RunConfig, model: str, fetch: Callable[[MapRow], np.ndarray]
+    ) -> None:
+        """``model`` is the digest of the one that the maps were made with."""
+        self.config, self.model, self.fetch = config, model, fetch
         self.methods = catalog.methods(config.methods)
         self.checks = catalog.checks(config.metrics)
         self.batch = config.resources.batch
@@ -73,6 +77,7 @@ class Examiner:
         torch.set_num_threads(resources.threads)
         torch.backends.cudnn.allow_tf32 = False  # as when the maps were made
         model = catalog.model_spec(self.config.model).build(catalog.pick_device(resources.device))
+        check_weights(model, self.model)
         return Subject(model, Engine(model, engine_options(self.config)))
 
     def examine(self, wanted: Wanted, maps: Sequence[Stored]) -> Iterator[Examined | Refused]:

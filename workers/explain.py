@@ -24,6 +24,7 @@ from workers.images import decode
 from workers.ledger import Entry, Inexact, Ledger
 from workers.methods.base import ImageMethod, Maps, Method, Scene, WordMethod, WordScores
 from workers.models.base import Capability, Seen, Tokens, VQAModel
+from workers.models.digest import check_weights
 from workers.questions import check_question
 from workers.store import Store
 from workers.sweep.engine import Engine
@@ -46,10 +47,12 @@ class Explainer:
         self.config = config
         self.store = Store(root)
         self.crashes = Crashes(self.store.objects)
-        self.targets = self.store.record().targets
+        record = self.store.record()
+        self.targets = record.targets
         self.model = catalog.model_spec(config.model).build(
             catalog.pick_device(config.resources.device)
         )
+        check_weights(self.model, record.model)
         self.methods = catalog.methods(config.methods)
         self.engine = Engine(self.model, engine_options(config))
         self.inexact = self._inexact()
