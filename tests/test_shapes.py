@@ -305,11 +305,48 @@ def test_world_is_written_once(root):
 
 def test_world_another_configuration_in_the_same_root_is_refused(root):
     with pytest.raises(UserError) as refusal:
-        list(Shapes(root=root, scenes=7, seed=5).examples())
+        list(Shapes(root=root, scenes=7, seed=6).examples())
     assert str(refusal.value) == (
-        f"{root}: holds a world with scenes 40, not scenes 7; "
-        "choose another root or delete the folder"
+        f"{root}: holds a world with seed 5, not seed 6; choose another root or delete the folder"
     )
+
+
+def test_world_of_more_scenes_begins_with_those_of_a_smaller_one(root, tmp_path):
+    """Grown, or drawn at once, the files are the same; fewer are asked of a larger one."""
+    few = list(Shapes(root=tmp_path, scenes=7, seed=5).examples())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.png")}
+    assert len(list(Shapes(root=tmp_path, scenes=SCENES, seed=5).examples())) == 3 * SCENES
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert contents(tmp_path) == contents(root)
+    assert list(Shapes(root=tmp_path, scenes=7, seed=5).examples()) == few
+
+
+def contents(root):
+    files = {path.relative_to(root): path for path in root.rglob("*.[pj]*")}
+    return {name: path.read_bytes() for name, path in files.items() if "val" in str(name)}
+
+
+@pytest.mark.parametrize("lost", ["annotations", "questions", "val2014.json"])
+def test_world_interrupted_while_it_grows_goes_on(root, tmp_path, monkeypatch, lost):
+    """At either of its two files, or at the marker; whoever comes next, for however many."""
+    write_world(tmp_path, WorldConfig(scenes=7, seed=5))
+    replace = Path.replace
+
+    def dies(path, target):
+        if str(target).endswith((f"{lost}.json", lost)):
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        write_world(tmp_path, WorldConfig(scenes=SCENES, seed=5))
+    monkeypatch.undo()
+    few = list(Shapes(root=tmp_path, scenes=3, seed=5).examples())
+    assert [e.question_id for e in few] == [
+        e.question_id for e in Shapes(root=root, scenes=3, seed=5).examples()
+    ]
+    assert len(list(Shapes(root=tmp_path, scenes=SCENES, seed=5).examples())) == 3 * SCENES
+    assert contents(tmp_path) == contents(root)
 
 
 def test_world_marker_that_is_none_is_refused(tmp_path):

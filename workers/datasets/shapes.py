@@ -1,6 +1,7 @@
 """The embedded world as a dataset: official files that are generated when they are not there."""
 
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from schemas.example import Example
@@ -8,15 +9,15 @@ from workers.datasets.base import Dataset, Report
 from workers.datasets.vqa import VQA
 from workers.errors import UserError
 from workers.place import BucketPath
-from workers.world.files import Places, WorldConfig, write_world
+from workers.world.files import FIRST_IMAGE, Places, WorldConfig, write_world
 
 
 class Shapes(WorldConfig, Dataset):
     """Questions about scenes of three to six coloured shapes, with three attention maps each, or
     with the exact mask (``exact``).
 
-    Under ``root``, a folder on disk, there is one world a split; asking for another configuration
-    of the same split is a ``UserError``.
+    Under ``root``, a folder on disk, there is one world a split, which grows where more scenes are
+    asked for; asking for another configuration of the same split is a ``UserError``.
     """
 
     def read(self, report: Report) -> Iterator[Example]:
@@ -36,4 +37,5 @@ class Shapes(WorldConfig, Dataset):
             images=Path(),
             hat=places.hat,
         )
-        yield from official.read(report)
+        end = FIRST_IMAGE[self.split] + self.scenes
+        yield from takewhile(lambda example: example.image_id < end, official.read(report))

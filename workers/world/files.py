@@ -102,36 +102,42 @@ class Places:
 def write_world(root: Path, config: WorldConfig) -> None:
     """The official files of one split; nothing to do where they are there already.
 
-    Renaming the marker comes last, so a writing that was interrupted is begun again. Several
-    processes may call at once. ``UserError`` where the root holds another world or other data.
+    A world of more scenes begins with those of a smaller one, so one that is there serves for fewer
+    and grows to more: no file is taken away meanwhile. Renaming the marker comes last, so a writing
+    that was interrupted is begun again. Several processes may call at once. ``UserError`` where the
+    root holds another world or other data.
     """
     root.mkdir(parents=True, exist_ok=True)
-    places, marker = Places(root, config.split), Marker.model_validate(config.model_dump())
+    places = Places(root, config.split)
     with FileLock(root / ".shapes.lock"):
-        if places.marker.exists():
-            _refuse_another(places.marker, marker)
+        there = _scenes(places.marker, config) if places.marker.exists() else 0
+        if there >= config.scenes and not places.unfinished.exists():
             return
-        _clear(places)
-        places.unfinished.write_text(marker.text())
-        _write(places, config)
+        if not there:
+            _clear(places)
+        config = config.model_copy(update={"scenes": max(there, config.scenes)})
+        places.unfinished.write_text(Marker.model_validate(config.model_dump()).text())
+        _write(places, config, there)
         places.unfinished.replace(places.marker)
 
 
-def _refuse_another(path: Path, wanted: Marker) -> None:
+def _scenes(path: Path, wanted: WorldConfig) -> int:
+    """How many of the world's scenes are there; another world is refused."""
     try:
         found = Marker.model_validate_json(path.read_text())
     except ValidationError:
         raise UserError(
             f"{path}: not the marker of an embedded world; choose another root"
         ) from None
-    old, new = found.model_dump(), wanted.model_dump()
-    differ = [key for key in old if old[key] != new[key]]
+    old, new = found.model_dump(), Marker.model_validate(wanted.model_dump()).model_dump()
+    differ = [key for key in old if key != "scenes" and old[key] != new[key]]
     if differ:
         there, asked = (", ".join(f"{k} {values[k]!r}" for k in differ) for values in (old, new))
         raise UserError(
             f"{path.parent}: holds a world with {there}, not {asked}; "
             "choose another root or delete the folder"
         )
+    return found.scenes
 
 
 def _clear(places: Places) -> None:
@@ -146,12 +152,13 @@ def _clear(places: Places) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _write(places: Places, config: WorldConfig) -> None:
-    places.images.mkdir()
-    places.hat.mkdir()
-    questions: list[Record] = []
-    annotations: list[Record] = []
-    for number in range(config.scenes):
+def _write(places: Places, config: WorldConfig, there: int) -> None:
+    """The scenes behind those that are there, and all questions."""
+    places.images.mkdir(exist_ok=True)
+    places.hat.mkdir(exist_ok=True)
+    questions = _kept(places.questions, "questions", config, there)
+    annotations = _kept(places.annotations, "annotations", config, there)
+    for number in range(there, config.scenes):
         drawn = sample(
             config.seed,
             config.split,
@@ -169,8 +176,14 @@ def _write(places: Places, config: WorldConfig) -> None:
         _write_maps(places, config, number, drawn)
     envelope = {**ENVELOPE, "data_subtype": config.split}
     content = {"task_type": "Open-Ended", "questions": questions}
-    _write_json(places.questions, {**envelope, **content})
     _write_json(places.annotations, {**envelope, "annotations": annotations})
+    _write_json(places.questions, {**envelope, **content})
+
+
+def _kept(path: Path, key: str, config: WorldConfig, there: int) -> list[Record]:
+    """A file's records of the scenes that are there."""
+    end = FIRST_IMAGE[config.split] + there
+    return [r for r in json.loads(path.read_text())[key] if r["image_id"] < end] if there else []
 
 
 def _annotation(asked: Asked) -> Record:
@@ -201,7 +214,10 @@ def _write_maps(places: Places, config: WorldConfig, number: int, drawn: Sample)
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, separators=(",", ":")))
+    """A reader sees the old file or the new one."""
+    written = path.with_suffix(".new")
+    written.write_text(json.dumps(content, separators=(",", ":")))
+    written.replace(path)
 
 
 def write_changing_priors(root: Path) -> None:
