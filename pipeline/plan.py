@@ -143,14 +143,16 @@ def uncollected() -> Iterator[None]:
 @uncollected()
 def make_plan(config: RunConfig, out: Path | str | None) -> Plan:
     """Read the dataset, build the model once, check every pair, list the shards to do."""
+    methods, metrics = catalog.methods(config.methods), catalog.metrics(config.metrics)
     dataset = catalog.dataset(config.dataset)
     examples = list(dataset.examples())
     if not examples:
-        raise UserError(f"dataset {config.dataset.name}: no examples under {dataset.root}")
+        raise UserError(
+            f"dataset {config.dataset.name}: no example is left of {dataset.root} with "
+            f"{config.dataset.options}; name files that hold questions, or choose more of them"
+        )
     model = catalog.model_spec(config.model).build(catalog.pick_device(config.resources.device))
-    methods = catalog.methods(config.methods)
     check_capabilities(methods, model)
-    metrics = catalog.metrics(config.metrics)
     check_metrics(catalog.checks(config.metrics), model)
     definitions = method_definitions(config, methods, model)
     store = Store(out) if out is not None else None

@@ -76,8 +76,8 @@ def allowed(overrides: Sequence[str], keys: Sequence[str], command: str) -> Sequ
     for assignment in overrides:
         if "=" in assignment and not under(assignment, keys):
             raise UserError(
-                f"--set {assignment:.200}: `{command}` works on maps that are there, and this would "
-                f"be ignored or mix two runs. It takes {', '.join(keys)}. More methods: `run` the "
+                f"--set {assignment:.200}: `{command}` works on maps that are there; this would be "
+                f"ignored, or mix two runs. It takes {', '.join(keys)}. More methods: `run` the "
                 "recipe with them into the same --out; anything else: into another."
             )
     return overrides

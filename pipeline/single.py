@@ -42,6 +42,8 @@ class Explanation:
     frame: Frame
     question: str
     tokens: tuple[str, ...]
+    unknown: tuple[str, ...]
+    """Those of the tokens that the model's vocabulary does not have."""
     answer: str
     """What is explained: the prediction, unless another answer was asked for."""
     probability: float
@@ -88,6 +90,7 @@ def explain(
         frame=frame,
         question=question,
         tokens=tuple(scene.questions[0]),
+        unknown=tuple(word for word in scene.questions[0] if word and not built.known(word)),
         answer=scene.model.answers[scene.rows[last].answer],
         probability=float(probabilities[scene.rows[last].answer]),
         prediction=scene.model.answers[scene.predictions[0]],

@@ -292,9 +292,9 @@ def _orphan(key: str, decided: set[tuple[int, str]], shards: set[int]) -> str | 
 
 def _recomputed(run: Run, sample: int, seed: int) -> Check:
     """Maps from scratch: same model, same images, largest difference to what is stored."""
-    check = Check(f"{sample} maps recomputed")
     good = run.maps[run.maps.status != "failed"]
     chosen = good.sample(min(sample, len(good)), random_state=seed)
+    check = Check("maps recomputed")
     config = stored_config(run.root)
     shards = {shard.number: shard for shard in stored_layout(config, run.store).shards}
     explainer = Explainer(config, run.store.root_anywhere)

@@ -249,6 +249,17 @@ def test_explain_writes_a_picture_and_prints_the_answer(
     assert picture.std() > 10
 
 
+def test_explain_names_the_words_that_the_model_does_not_know(
+    call: Call, world: Path, tmp_path: Path
+) -> None:
+    image = sorted((world / "val2014").glob("*.png"))[0]
+    arguments = ("--image", image, "--method", "attention", "--out", tmp_path / "x.png")
+    result = call("explain", *arguments, "--question", "what color is teh circle?")
+    assert "not in the model's vocabulary: 'teh'\n" in result.stdout
+    clean = call("explain", *arguments, "--question", "what color is the circle?")
+    assert "vocabulary" not in clean.stdout
+
+
 def test_explain_of_an_answer_outside_the_vocabulary_lists_close_ones(
     call: Call, world: Path, tmp_path: Path
 ) -> None:
@@ -291,6 +302,28 @@ def test_explain_of_a_question_it_cannot_read_says_why(
     result = call("explain", "--image", image, "--question", question, "--out", out)
     assert (result.returncode, result.stderr) == (2, message)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_run_where_no_folder_can_be_says_so(
+    call: Call, recipe: Recipe, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("a file")
+    result = call("run", written(recipe(), tmp_path), "--out", tmp_path / place)
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: {tmp_path / place}: no run can be made there: Not a directory. "
+        "Choose another --out.\n"
+    )
+
+
+def test_run_of_no_question_names_the_files(call: Call, recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "q.json").write_text("[]")
+    dataset = {"name": "photos", "root": str(tmp_path), "questions": "q.json"}
+    result = call("plan", written(recipe(dataset=dataset), tmp_path))
+    assert result.returncode == 2
+    assert f"dataset photos: no example is left of {tmp_path} with" in result.stderr
+    assert "'questions': 'q.json'" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_other_weights_at_evaluation_are_refused(
     data = bytearray(own.read_bytes())
     data[-1] ^= 1
     own.write_bytes(data)
-    with pytest.raises(UserError, match="model Kazemi is not the one that this run's maps are made"):
+    with pytest.raises(UserError, match="model Kazemi is not the one that this run's"):
         stages.evaluate(tmp_path / "run")
 
 

@@ -29,7 +29,7 @@ from workers.ledger import Ledger
 from workers.methods.base import Maps, Scene
 from workers.methods.occlusion import Occlusion
 from workers.methods.token_attention import WordRelevance
-from workers.methods.words import WordGradient
+from workers.methods.words import WordGradient, WordOcclusion
 from workers.models.base import VQAModel, Written
 from workers.models.chooser import NOTHING, REST
 
@@ -269,6 +269,29 @@ def test_words_of_several_sub_tokens_say_of_how_many(models: dict[str, VQAModel]
     scene = Scene(own.model, canvas, [question], [1], [None], written=own.predictions)
     for method in (WordGradient(), WordRelevance()):
         assert method.explain(scene).sub_tokens == [[1, 1, 10, 1]]
+
+
+def test_answers_likelier_than_the_written_one_from_the_start_are_no_change(
+    models: dict[str, VQAModel],
+) -> None:
+    """A model that is unsure: all other texts together outweigh what it wrote, everywhere."""
+    canvas, _ = models["blip"].prepare(photo())
+    own = ask(models["blip"], canvas, QUESTIONS, [None, "a tree"])
+    scene = Scene(own.model, canvas, QUESTIONS, [1, 2], own.truths, written=own.predictions)
+    clean = scene.output.logits
+    assert clean.argmax(1).tolist() == [len(own.model.answers) - 1] * 2
+    tops = Occlusion(grid=2).explain(scene).arrays["top_answer"]
+    words = WordOcclusion().explain(scene).top_answers
+    assert words is not None
+    for q, written in enumerate(own.predictions or []):
+        assert scene.top_answers(q, clean[q], clean[q : q + 1]).tolist() == [written]
+        beaten = clean[q].clone()
+        rivals = [a for a, logit in enumerate(clean[q]) if logit < clean[q, written]]
+        beaten[rivals] = clean[q, written] + 1
+        expected = rivals[:1] or [written]
+        assert scene.top_answers(q, clean[q], beaten[None]).tolist() == expected
+        for found in (tops[q].ravel(), words[q]):
+            assert set(found.tolist()) <= {written, *rivals}
 
 
 class AloneOnly(Occlusion):

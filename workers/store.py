@@ -109,15 +109,26 @@ class Store:
         """Claim the place for this run, or check that it is this run's already."""
         if self.exists:
             self._refuse_other(record)
-        elif self._taken():
-            raise UserError(
-                f"{self.root} is not empty and is not a run: choose another --out, or empty it."
-            )
         else:
-            check_first_writer_wins(self.objects)
+            self._try()
         if not self.exists and not self.objects.put_new("run.json", _pretty(record)):
             self._refuse_other(record)
         self._make_group("")
+
+    def _try(self) -> None:
+        """A first look and write, which tell whether the place is one for a run."""
+        try:
+            if self._taken():
+                raise UserError(
+                    f"{self.root} is not empty and is not a run: choose another --out, or empty it."
+                )
+            check_first_writer_wins(self.objects)
+        except OSError as error:
+            if not error.strerror:
+                raise
+            raise UserError(
+                f"{self.root}: no run can be made there: {error.strerror}. Choose another --out."
+            ) from error
 
     def _taken(self) -> bool:
         """Whether more lies here than a submitted job's plan, or a creation that was cut off."""

@@ -140,6 +140,9 @@ def print_explanation(result: Explanation) -> None:
     console.print(f"[bold]{result.prediction}[/] ({result.confidence:.0%} sure)")
     if result.answer != result.prediction:
         console.print(f"explained: {result.answer}")
+    if result.unknown:
+        unknown = ", ".join(map(repr, dict.fromkeys(result.unknown)))
+        console.print(f"not in the model's vocabulary: {unknown}", soft_wrap=True, markup=False)
     table = Table("method", *result.tokens, title="importance of words")
     for label, values in result.words.items():
         table.add_row(label, *(f"{v:.3f}" for v in values))

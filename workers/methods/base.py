@@ -157,6 +157,18 @@ class Scene:
             return list(self.written)
         return self.output.logits.argmax(1).tolist()
 
+    def top_answers(self, question: int, clean: Tensor, changed: Tensor) -> Tensor:
+        """The answer to a question under changed inputs: ``clean (answer,)`` and ``changed
+        (n, answer)`` logits -> ``(n,)``.
+
+        What a model wrote, token by token, need not be the likeliest of its answers, the rest of
+        all texts less so. Those that were likelier than it from the start are left out: that they
+        still are is no change.
+        """
+        if self.written is not None:
+            changed = changed.masked_fill(clean > clean[self.written[question]], -torch.inf)
+        return changed.argmax(1).to(torch.int32)
+
     @cached_property
     def rows(self) -> list[Row]:
         """``predicted`` for every question; ``truth`` where it is in the vocabulary and differs."""

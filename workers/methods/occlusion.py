@@ -172,7 +172,12 @@ class Occlusion(ImageMethod):
         return {
             "drop": self._drops(scene, swept, self.score),
             "log_drop": self._drops(scene, swept, "log_probability"),
-            "top_answer": swept.painted.argmax(-1).T.to(torch.int32),
+            "top_answer": torch.stack(
+                [
+                    scene.top_answers(q, swept.clean[q], p)
+                    for q, p in enumerate(swept.painted.unbind(1))
+                ]
+            ),
         }
 
     def _drilled(self, scene: Scene, windows: Windows, drill: DrillDown) -> dict[str, Tensor]:

@@ -25,9 +25,10 @@ class WordOcclusion(WordMethod):
 
     def explain(self, scene: Scene) -> WordScores:
         logits = scene.once("word occlusion", lambda: dropped_logits(scene))
+        pairs = zip(scene.output.logits, logits, strict=True)
         return WordScores(
             [to_numpy(self._drops(scene, logits, row)) for row in scene.rows],
-            [to_numpy(of_question.argmax(1).to(torch.int32)) for of_question in logits],
+            [to_numpy(scene.top_answers(q, *pair)) for q, pair in enumerate(pairs)],
         )
 
     def _drops(self, scene: Scene, logits: list[Tensor], row: Row) -> Tensor:
