@@ -145,7 +145,10 @@ class Planted(OpenModel):
     known = nets.BlackBox.known
 
     def write(self, canvas: Tensor, questions: Sequence[tuple[str, ...]]) -> list[Written]:
-        return [Written("red")] * len(questions)
+        return [Written("red", (1, 0))] * len(questions)
+
+    def spelt(self, answer: str) -> list[int]:
+        return [*map(ord, answer), 0]
 
     def among(self, answers: Sequence[Written]) -> VQAModel:
         other = Planted(self.box)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,28 @@ def test_neighbours_do_not_change_a_map(name: str, models: dict[str, VQAModel]) 
     assert set(together) == {(q, t) for q in (0, 1) for t in ("predicted", "truth")}
     for key, values in alone.items():
         np.testing.assert_allclose(together[key], values, rtol=1e-3, atol=1e-5)
+
+
+def test_truth_that_another_question_wrote_is_one_answer_with_it(
+    models: dict[str, VQAModel],
+) -> None:
+    """Twice among the answers it would count twice: the probabilities are still those of the texts,
+    whoever wrote them, and so are those of a text that two questions are given."""
+    model = models["blip"]
+    canvas, _ = model.prepare(photo())
+    written = model.write(canvas, QUESTIONS)  # type: ignore[operator]
+    ended = Written("a tree", tuple(model.spelt("a tree")))  # type: ignore[operator]
+    model = copy(model)
+    said = dict(zip(QUESTIONS, [ended, written[1]], strict=True))
+    model.write = lambda _, asked: [said[q] for q in asked]  # type: ignore[operator]
+    alone = ask(model, canvas, QUESTIONS[:1], ["a dog"])
+    own = ask(model, canvas, [*QUESTIONS, QUESTIONS[1]], ["a dog", "A  Tree", "a dog"])
+    assert own.model.answers == ("a tree", written[1].answer, "a dog", REST)
+    assert (own.predictions, own.truths) == ([0, 1, 1], [2, 0, 2])
+    first, together = (
+        one.model.logits(canvas[None], QUESTIONS[:1]).softmax(1)[0] for one in (alone, own)
+    )
+    torch.testing.assert_close(together[[0, 2]], first[:2])
 
 
 def test_truth_that_was_written_in_another_spelling_is_what_was_written(

@@ -30,12 +30,19 @@ def ask(
     assert isinstance(model, OpenModel)
     with torch.no_grad():
         written = model.write(canvas.to(model.dtype), questions)
-    given = [None if truth is None else Written(truth) for truth in truths]
-    # A truth that the model wrote itself is what it wrote, however it spelt it.
-    own = [
-        one if truth is not None and normalise(truth.answer) == normalise(one.answer) else truth
-        for one, truth in zip(written, given, strict=True)
-    ]
-    answers = list(dict.fromkeys([*written, *filter(None, own)]))
-    places = [None if truth is None else answers.index(truth) for truth in own]
-    return Asked(model.among(answers), places, [answers.index(one) for one in written])
+    own = [_given(model, truth, one) for truth, one in zip(truths, written, strict=True)]
+    # One text is one answer, whoever wrote it or was given it: twice it would count twice.
+    distinct: dict[tuple[int, ...] | None, Written] = {}
+    for one in [*written, *filter(None, own)]:
+        distinct.setdefault(one.tokens, one)
+    numbers = {tokens: number for number, tokens in enumerate(distinct)}
+    places = [None if truth is None else numbers[truth.tokens] for truth in own]
+    bound = model.among([*distinct.values()])
+    return Asked(bound, places, [numbers[one.tokens] for one in written])
+
+
+def _given(model: OpenModel, truth: str | None, written: Written) -> Written | None:
+    """A truth that the model wrote itself is what it wrote, however it spelt it."""
+    if truth is None or normalise(truth) == normalise(written.answer):
+        return None if truth is None else written
+    return Written(truth, tuple(model.spelt(truth)))

@@ -359,7 +359,7 @@ class TokenModel(EmbeddingModel):
 
 @dataclass(frozen=True)
 class Written:
-    """An answer and, of one that the model wrote itself, its tokens."""
+    """An answer and its tokens, the model's own spelling where there are none."""
 
     answer: str
     tokens: tuple[int, ...] | None = None
@@ -373,6 +373,10 @@ class OpenModel(VQAModel):
     def write(self, canvas: Tensor, questions: Sequence[Tokens]) -> list[Written]:
         """What it answers to each question about a canvas ``(3, y, x)``; greedy, so the same each
         time."""
+
+    @abstractmethod
+    def spelt(self, answer: str) -> list[int]:
+        """The tokens of a given answer, the end included."""
 
     @abstractmethod
     def among(self, answers: Sequence[Written]) -> VQAModel:

@@ -45,10 +45,6 @@ class Chooser(Transformer, OpenModel):
     def generate(self, canvas: Tensor, question: Tokens) -> list[int]:
         """The sub-tokens that are likeliest one after another, the end included."""
 
-    @abstractmethod
-    def spelt(self, answer: str) -> list[int]:
-        """The sub-tokens of a given answer, the end included."""
-
     def _written(self, ids: Sequence[int]) -> Written:
         """Named as datasets write answers: lower case, single spaces, no full stop."""
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
