@@ -4,12 +4,13 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessor
 
 from pipeline.recipe import parse
 from tests import hub
@@ -181,7 +182,7 @@ CROPS = {
 def test_frame_is_that_of_the_crop_however_the_processor_resizes(name: str) -> None:
     options, wanted = CROPS[name]
     crop = {"height": 24, "width": 24}
-    pixels = Pixels(CLIPImageProcessor(**options, crop_size=crop), None, 512)
+    pixels = Pixels(hf.CLIPImageProcessor(**options, crop_size=crop), None, 512)
     rows, columns = np.arange(64)[:, None, None], np.arange(128)[None, :, None]
     image = np.concatenate(np.broadcast_arrays(rows * 3, columns, rows * 0), 2).astype(np.uint8)
     canvas, frame = pixels.prepare(image)
@@ -192,9 +193,54 @@ def test_frame_is_that_of_the_crop_however_the_processor_resizes(name: str) -> N
 
 
 def test_crop_larger_than_the_photo_is_refused() -> None:
-    processor = CLIPImageProcessor(do_resize=False, crop_size={"height": 96, "width": 96})
+    processor = hf.CLIPImageProcessor(do_resize=False, crop_size={"height": 96, "width": 96})
     with pytest.raises(UserError, match="crops 96 x 96 pixels out of 64 x 128 and pads the rest"):
         Pixels(processor, None, 512).prepare(np.zeros((64, 128, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vilt", "blip", "clip", "siglip", "gemma3", "llava", "chameleon", "emu3", "pixtral"],
+)
+def test_processor_that_resizes_makes_one_image(name: str) -> None:
+    assert Pixels(PROCESSORS[name](), None, 512).whole
+
+
+@pytest.mark.parametrize("name", ["janus", "padded_llava", "aria", "lfm2_vl"])
+def test_photo_is_the_canvas_where_the_processor_pads_it_or_makes_patches(name: str) -> None:
+    """Its frame would call the bars a part of the photo, and a table of patches an image."""
+    pixels = Pixels(PROCESSORS[name](), None, 512)
+    image = photo(120, 240)
+    canvas, frame = pixels.prepare(image)
+    assert not pixels.whole
+    assert tuple(canvas.shape) == (3, 120, 240)
+    assert (frame.top, frame.left, frame.bottom, frame.right) == (0, 0, 1, 1)
+    given = pixels.values(canvas[None])["pixel_values"]
+    torch.testing.assert_close(given, pixels.processor(image, return_tensors="pt")["pixel_values"])
+
+
+@pytest.mark.parametrize("name", ["janus", "padded_llava"])
+def test_square_photo_needs_no_bars(name: str) -> None:
+    pixels = Pixels(PROCESSORS[name](), 96, 512)
+    assert pixels.whole
+    assert not pixels.varies
+
+
+PROCESSORS: dict[str, Callable[[], Any]] = {
+    "vilt": hf.ViltImageProcessor,
+    "blip": hf.BlipImageProcessor,
+    "clip": hf.CLIPImageProcessor,
+    "siglip": hf.SiglipImageProcessor,
+    "gemma3": hf.Gemma3ImageProcessor,
+    "llava": hf.LlavaImageProcessor,
+    "chameleon": hf.ChameleonImageProcessor,
+    "emu3": hf.Emu3ImageProcessor,
+    "pixtral": hf.PixtralImageProcessor,
+    "janus": hf.JanusImageProcessor,
+    "padded_llava": lambda: hf.LlavaImageProcessor(do_pad=True),
+    "aria": hf.AriaImageProcessor,
+    "lfm2_vl": hf.Lfm2VlImageProcessor,
+}
 
 
 def test_canvas_follows_the_photo_unless_a_size_is_given(
