@@ -15,6 +15,7 @@ import pytest
 from pipeline import run as stages
 from pipeline.dataset import Run
 from pipeline.plan import make_plan
+from pipeline.recipe import parse
 from pipeline.verify import verify
 from tests.conftest import Recipe
 from workers.errors import UserError
@@ -247,3 +248,46 @@ def test_evaluator_loads_no_model_that_no_metric_asks_for(
     monkeypatch.setattr("workers.models.specs.KazemiSpec.build", None)
     stages.evaluate(tmp_path / "run")
     assert len(Run(tmp_path / "run").metrics)
+
+
+def test_neurons_that_are_not_shared_are_those_of_the_run_whoever_is_examined(
+    world: Path, tmp_path: Path
+) -> None:
+    """Which neurons a question shares hangs on all questions of its image, not on the sampled."""
+    found = {}
+    for share in (1.0, 0.4):
+        sections = {
+            "dataset": {"name": "shapes", "root": str(world), "scenes": 8, "seed": 3},
+            "model": "demo_lstm",
+            "methods": {"own": {"method": "question_grad_cam", "n": 20, "not_shared": True}},
+            "metrics": {"max_sensitivity": {"draws": 1, "radius": 0.001, "sample": share}},
+            "resources": {"executor": "local"},
+        }
+        out = tmp_path / str(share)
+        stages.run(parse(sections, "test"), out)
+        stages.evaluate(out)
+        rows = Run(out).metrics.query("method == 'own' and target == 'predicted'")
+        found[share] = rows[rows.metric == "max_sensitivity"].set_index("question_id").value
+    few = found[0.4]
+    assert 0 < len(few) < len(found[1.0])
+    np.testing.assert_allclose(few, found[1.0][few.index], rtol=1e-3, atol=1e-5)
+
+
+def test_broken_human_map_of_another_example_costs_one_comparison(
+    recipe: Recipe, world: Path, tmp_path: Path
+) -> None:
+    root, out = tmp_path / "world", tmp_path / "run"
+    shutil.copytree(world, root)
+    victim = sorted((root / "vqahat_val").glob("*_1.png"))[0]
+    dataset = {"name": "shapes", "root": str(root), "scenes": 8, "seed": 3}
+    methods, metrics = {"center": {}}, {"rank_correlation": {}}
+    stages.run(recipe(dataset=dataset, methods=methods, metrics=metrics), out)
+    victim.write_bytes(victim.read_bytes()[:40])
+    assert stages.evaluate(out).failed_examples == 2
+    run, own = Run(out), int(victim.name.split("_")[0])
+    (other,) = set(run.failures.question_id) - {own}
+    assert run.failures.set_index("question_id").method[other] == "shuffled_human"
+    scored = run.metrics.groupby("question_id").method.apply(set)
+    assert own not in scored
+    assert scored[other] == {"center", "human", "random"}
+    assert {"shuffled_human"} < scored.drop(other).iloc[0]

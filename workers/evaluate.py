@@ -48,7 +48,7 @@ class Humans:
     """An example's human maps, cut to what the model saw."""
 
     own: list[np.ndarray]
-    other: list[np.ndarray]
+    other: "list[np.ndarray] | Failed"
     """Another image's first one, where it is to be scored."""
 
 
@@ -113,7 +113,8 @@ class Evaluator:
             self._evaluate(scored, example, humans, maps[example.question_id])
         for examples in by_image(task.shard.examples).values():
             own = [e for e in examples if e.question_id in answered]
-            self._examine(scored, [Stored(e, row) for e in own for row in maps[e.question_id]])
+            stored = [Stored(e, row) for e in own for row in maps[e.question_id]]
+            self._examine(scored, stored, examples)
 
     def _answered(self, task: Task) -> dict[int, ExampleRow]:
         """The shard's examples that the model has answered, by question."""
@@ -140,9 +141,9 @@ class Evaluator:
         pairwise = [methods for name, methods in labels if isinstance(self.metrics[name], Metric)]
         own = self.dataset.human_maps(example) if pairwise else []
         shuffled = bool(own) and any(HUMAN in methods for methods in pairwise)
-        first = replace(decoy, human_maps=decoy.human_maps[:1])
-        other = self.dataset.human_maps(first) if shuffled else []
-        return Humans([cut(m, frame) for m in own], [cut(m, frame) for m in other])
+        first = replace(decoy, human_maps=decoy.human_maps[:1] if shuffled else ())
+        other = guarded(lambda: [cut(m, frame) for m in self.dataset.human_maps(first)])
+        return Humans([cut(m, frame) for m in own], other)
 
     def _evaluate(
         self, scored: Scored, example: Example, humans: Humans | Failed, maps: list[MapRow]
@@ -160,8 +161,12 @@ class Evaluator:
         if isinstance(outcome, Failed):
             row = failure_row(scored.task, example, "evaluate", None, outcome.error)
             scored.failures.append(row)
-        else:
-            scored.rows += outcome
+            return
+        scored.rows += outcome
+        if isinstance(humans, Humans) and isinstance(humans.other, Failed):
+            # A broken map of another example costs this one nothing but that comparison.
+            error = humans.other.error
+            scored.failures.append(failure_row(scored.task, example, "evaluate", SHUFFLED, error))
 
     def _example_rows(
         self, task: Task, example: Example, humans: Humans, stored: list[Candidate]
@@ -175,7 +180,8 @@ class Evaluator:
             elif isinstance(metric, Metric) and humans.own:
                 prepared = [metric.prepare([human]) for human in humans.own]
                 if HUMAN in methods:
-                    candidates += [Candidate(SHUFFLED, HUMAN, m) for m in humans.other]
+                    other = [] if isinstance(humans.other, Failed) else humans.other
+                    candidates += [Candidate(SHUFFLED, HUMAN, m) for m in other]
                     rows += self._inter_human(task, example, metric, prepared)
                 rows += self._against(task, example, metric, candidates, prepared)
         return rows
@@ -206,11 +212,11 @@ class Evaluator:
             scores = metric.score([candidate.values for candidate in candidates])
             yield from _metric_rows(task, example, metric, candidates, NO_ANNOTATOR, scores)
 
-    def _examine(self, scored: Scored, maps: Sequence[Stored]) -> None:
-        """The checks of one image's maps."""
+    def _examine(self, scored: Scored, maps: Sequence[Stored], examples: Sequence[Example]) -> None:
+        """The checks of one image's maps; ``examples`` are all of its questions."""
         labels = by_metric(scored.task.labels)
         wanted = {name: labels[name] for name in self.examiner.checks if name in labels}
-        for result in self.examiner.examine(wanted, maps):
+        for result in self.examiner.examine(wanted, maps, examples):
             if isinstance(result, Refused):
                 failure = failure_row(
                     scored.task, result.example, "evaluate", result.check, result.error

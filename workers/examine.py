@@ -14,7 +14,7 @@ from workers import catalog
 from workers.asked import ask
 from workers.checks.base import Explained, Subject
 from workers.errors import BadExample
-from workers.explain import Failed, guarded
+from workers.explain import Failed, askable, guarded
 from workers.fidelity import engine_options
 from workers.images import decode
 from workers.methods.base import ImageMethod, Row, Scene
@@ -69,6 +69,8 @@ class Examiner:
         self.batch = config.resources.batch
         self.read: dict[tuple[int, str, str], np.ndarray] = {}
         """Question, path of an array and target -> what is stored there, of one image."""
+        self.of_image: Sequence[Example] = ()
+        """All questions of that image."""
 
     @cached_property
     def subject(self) -> Subject:
@@ -80,9 +82,12 @@ class Examiner:
         check_weights(model, self.model)
         return Subject(model, Engine(model, engine_options(self.config)))
 
-    def examine(self, wanted: Wanted, maps: Sequence[Stored]) -> Iterator[Examined | Refused]:
-        """All maps of one image."""
+    def examine(
+        self, wanted: Wanted, maps: Sequence[Stored], of_image: Sequence[Example]
+    ) -> Iterator[Examined | Refused]:
+        """All maps of one image, and all of its questions."""
         self.read.clear()
+        self.of_image = of_image
         chosen = {label: self._chosen(label, methods, maps) for label, methods in wanted.items()}
         chosen = {label: own for label, own in chosen.items() if own}
         examples = _examples([stored for own in chosen.values() for stored in own])
@@ -164,6 +169,7 @@ class Examiner:
             written=asked.predictions,
             batch=self.batch,
             engine=self.subject.engine,
+            image_questions=askable(model, self.of_image, self.config.limits),
         )
         if not torch.isfinite(scene.output.logits).all():
             raise BadExample("the model's logits on the clean input are not finite")

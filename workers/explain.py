@@ -11,6 +11,7 @@ import torch
 from schemas.arrays import ArraySpec
 from schemas.config import RunConfig
 from schemas.example import Example
+from schemas.limits import Limits
 from schemas.report import Report
 from schemas.shard import Task, by_image
 from workers import catalog
@@ -134,21 +135,16 @@ class Explainer:
         return self.model.see(decode(example.image, self.config.limits), image_id)
 
     def _tokens(self, ledger: Ledger, example: Example) -> Tokens | None:
-        tokens = guarded(lambda: self._checked_tokens(example))
+        tokens = guarded(lambda: checked_tokens(self.model, example, self.config.limits))
         if isinstance(tokens, Failed):
             ledger.fail(example, "question", tokens.error)
             return None
         return tokens
 
-    def _checked_tokens(self, example: Example) -> Tokens:
-        tokens = self.model.tokenise(example.question)
-        check_question(example.question, tokens, self.model.known, self.config.limits)
-        return tokens
-
     def _posed(self, seen: Seen, examples: Sequence[Example]) -> "Posed":
         """A question that cannot be put to the model does not take its neighbours down."""
         truths = {e.question_id: e.truth for e in examples}
-        questions = self._image_questions(examples)
+        questions = askable(self.model, examples, self.config.limits)
 
         def put(numbers: Iterable[int]) -> Put:
             own = {n: questions[n] for n in numbers}
@@ -208,12 +204,6 @@ class Explainer:
             return
         self._explain_by(ledger, label, posed, alone, [one])
 
-    def _image_questions(self, examples: Sequence[Example]) -> dict[int, Tokens]:
-        """Every question of the image that can be asked, so that what one gets does not depend on
-        which others are explained with it."""
-        tokens = {e.question_id: guarded(partial(self._checked_tokens, e)) for e in examples}
-        return {number: t for number, t in tokens.items() if not isinstance(t, Failed)}
-
     def _scene(self, labels: Sequence[str], posed: "Posed", asked: Asked) -> Scene:
         numbers = [example.question_id for example, _ in asked]
         return Scene(
@@ -254,6 +244,20 @@ class Failed:
     """What went wrong, in place of a result."""
 
     error: Exception
+
+
+def checked_tokens(model: VQAModel, example: Example, limits: Limits) -> Tokens:
+    """A question's words; ``BadExample`` for one that cannot be asked."""
+    tokens = model.tokenise(example.question)
+    check_question(example.question, tokens, model.known, limits)
+    return tokens
+
+
+def askable(model: VQAModel, examples: Sequence[Example], limits: Limits) -> dict[int, Tokens]:
+    """Every question of an image that can be asked, so that what one gets does not depend on which
+    others are explained, or examined, with it."""
+    tokens = {e.question_id: guarded(partial(checked_tokens, model, e, limits)) for e in examples}
+    return {number: t for number, t in tokens.items() if not isinstance(t, Failed)}
 
 
 def guarded(compute: Callable[[], Result]) -> Result | Failed:

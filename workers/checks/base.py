@@ -115,6 +115,7 @@ def scene_like(
         batch=scene.batch,
         engine=engine,
         gradients=gradients,
+        image_questions=scene.image_questions,
     )
     other.rows = list(rows)
     return other
