@@ -329,6 +329,16 @@ def test_vqa_human_maps_of_other_questions_are_refused(tmp_path: Path) -> None:
     )
 
 
+def test_vqa_human_maps_of_equal_numbers_in_the_other_version_are_refused(tmp_path: Path) -> None:
+    """Question 4200001 is v2's second one about image 4200, and v1's about image 420000."""
+    picture(tmp_path / "hat" / "4200001_1.png", "L")
+    said = refusal(official(tmp_path, [question(4200001, 4200)], hat=Path("hat")))
+    assert "question 4200001 is about image 4200, as VQA v2 counts" in said
+    assert "about image 420000; give v1's questions, or no hat" in said
+    (v1,) = official(tmp_path, [question(4200001, 420000)], hat=Path("hat")).examples()
+    assert len(v1.human_maps) == 1
+
+
 def test_vqa_human_map_folder_without_maps_is_refused(tmp_path: Path) -> None:
     assert refusal(official(tmp_path, [question(420)], hat=Path("hat"))) == (
         f"{tmp_path}/hat: no attention map named '{{question_id}}_{{k}}.png' in it; "
@@ -624,6 +634,13 @@ def test_photos_path_out_of_root_is_refused_even_with_skip_bad(
 ) -> None:
     dataset = photos(tmp_path / "root", "../secret.png").model_copy(update={"skip_bad": True})
     assert "leads outside" in refusal(dataset)
+
+
+def test_photos_empty_answer_is_no_label(tmp_path: Path) -> None:
+    asked = {"image_id": 1, "file": "a.png", "question": "what is it?"}
+    write(tmp_path / "photos.json", [{**asked, "answer": ""}, asked])
+    one, two = Photos(root=tmp_path, questions=Path("photos.json")).examples()
+    assert (one.truth, one.answers) == (two.truth, two.answers) == (None, ())
 
 
 def test_photos_path_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -88,6 +88,11 @@ def test_another_forward_pass_or_argument_is_another_model() -> None:
         ("tests.own.classes:Least", {"sed": 1}, r"cannot be made with .*constructor is Least\("),
         ("tests.own.classes:Silent", {}, r"answers has 0 entries"),
         (
+            "tests.own.classes:Marked",
+            {},
+            r"words embeds 4 words of 'what is this', which its tokenise cuts into 3",
+        ),
+        (
             "tests.own.classes:Transposed",
             {},
             r"gave a Tensor of \[5, 1\] for 1 questions; give .* \[1, 5\]",

@@ -43,7 +43,7 @@ class Photos(Dataset):
                 image=str(find(self.root, photo.file, files, named_in)),
                 question=photo.question,
                 answers=(photo.answer,) if photo.answer else (),
-                truth=photo.answer,
+                truth=photo.answer or None,
             )
 
 

@@ -73,6 +73,14 @@ class VQA(Dataset):
                 f"{len(joined)} in {self.root / self.questions}; VQA-HAT asks VQA v1 questions, "
                 "vqahat_val those of val2014 and vqahat_train those of train2014"
             )
+        for question in (item.question for item in joined if item.question.question_id in maps):
+            number, image = question.question_id, question.image_id
+            if number // 1000 == image != number // 10:  # the same numbers, of other images
+                raise UserError(
+                    f"{self.root / self.questions}: question {number} is about image {image}, as "
+                    f"VQA v2 counts, and {self.root / self.hat} has maps of VQA v1's question of "
+                    f"that number, about image {number // 10}; give v1's questions, or no hat"
+                )
         return maps
 
     def _example(

@@ -227,7 +227,15 @@ class OwnSplitModel(_Own, SplitModel):
         return self.own.trunk(pixels)
 
     def words(self, questions: Sequence[Tokens]) -> Words:
-        return Words(*self.own.words([" ".join(tokens) for tokens in questions]))
+        words = Words(*self.own.words([" ".join(tokens) for tokens in questions]))
+        for tokens, length in zip(questions, words.lengths.tolist(), strict=True):
+            if tokens and length != len(tokens):  # importances would be of other words
+                raise UserError(
+                    f"{self.config.target}.words embeds {length} words of {' '.join(tokens)!r}, "
+                    f"which its tokenise cuts into {len(tokens)}: let both see the same words, "
+                    "without marks of your own before or between them"
+                )
+        return words
 
     def encode(self, words: Words) -> Tensor:
         return self.own.encode(words.embeddings, words.lengths)
@@ -248,7 +256,7 @@ class OwnSplitModel(_Own, SplitModel):
                     f"{self.config.target}.trunk gave features of shape {list(features.shape)} for "
                     "one image; give a feature map (1, channel, y, x)"
                 )
-            output = self.head(features, self.encode(self.words([("what", "is", "this")])))
+            output = self.head(features, self.encode(self.words([self.tokenise("what is this")])))
         attention = output.attention
         self.geometry = Geometry(
             input_height=self.size,
