@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,16 @@ from pipeline.dataset import Run
 from pipeline.studies.base import Badge, Evidence, Study, Table, Text
 from pipeline.studies.faithfulness import faithfulness, mean_curves
 from pipeline.studies.registry import STUDIES
-from pipeline.studies.sanity import BAD, GOOD, OPEN, Rule, cascade_names, half_gone, sanity
+from pipeline.studies.sanity import (
+    BAD,
+    GOOD,
+    OPEN,
+    Rule,
+    cascade_names,
+    cascade_steps,
+    half_gone,
+    sanity,
+)
 from pipeline.studies.summary import Bootstrap
 from pipeline.studies.synthesis import conclusions, criteria_frame, kendall_rows, synthesis
 from schemas.rows import MetricRow
@@ -186,6 +196,20 @@ def test_cascade_of_more_than_a_hundred_stages_ends_with_the_last() -> None:
     names = [f"sanity_cascade_{n:02d}_layer{n}" for n in range(103)]
     both = pd.DataFrame({"metric": [*names[::-1], "sanity_cascade_signed_99_layer99", "ty_iou"]})
     assert cascade_names(both) == names
+
+
+def test_table_of_more_than_a_hundred_stages_is_in_their_order(planted: Evidence) -> None:
+    stages = [f"sanity_cascade_{n:02d}_layer{n}" for n in range(103)]
+    rows = [
+        {"method": "m", "metric": stage, "target": "predicted", "question_id": i, "image_id": i}
+        | {"value": 1.0 if n < 101 else 0.0}
+        for n, stage in enumerate(stages)
+        for i in range(3)
+    ]
+    evidence = SimpleNamespace(values=pd.DataFrame(rows), bootstrap=planted.bootstrap)
+    steps = cascade_steps(evidence, stages)  # type: ignore[arg-type]
+    assert steps["metric"].tolist() == stages
+    assert half_gone(steps) == "101_layer101"
 
 
 def test_sanity_badges_find_the_planted_truth(planted: Evidence) -> None:

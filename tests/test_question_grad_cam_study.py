@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from pipeline.dataset import Run
 from pipeline.recipe import parse, read_recipe
 from pipeline.report import document
 from pipeline.studies.base import Evidence, Study, Table, Text
+from pipeline.studies.question_grad_cam import overlays
 from pipeline.studies.question_grad_cam.localisation import (
     Measured,
     held_out,
@@ -346,3 +348,24 @@ def test_recipe_has_the_papers_sweep_and_every_variant(root: Path) -> None:
     assert len(kinds) == 7
     labels = [setting.label for setting in settings(Run(root))]
     assert labels[:3] == ["grad_cam", "random", "center"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "kinds"),
+    [
+        (12, {"most": [0, 1, 2], "the middle": [4, 5, 6], "least": [11, 10, 9]}),
+        (5, {"most": [0, 1, 2], "least": [4, 3]}),
+        (2, {"most": [0, 1]}),
+    ],
+)
+def test_pairs_shown_are_the_ends_and_the_middle_each_once(
+    pairs: int, kinds: dict[str, list[int]]
+) -> None:
+    inside = np.zeros((2 * pairs, 2))
+    inside[:, 1] = np.linspace(1, 0, pairs).repeat(2)
+    chosen = overlays.chosen_pairs(SimpleNamespace(plain=0, inside=inside), 1)  # type: ignore[arg-type]
+    found: dict[str, list[int]] = {}
+    for pair, note in chosen:
+        found.setdefault(note.partition(":")[0], []).append(pair)
+    assert found == kinds
+    assert [p for p, _ in overlays.first_of_each(chosen)] == [own[0] for own in kinds.values()]

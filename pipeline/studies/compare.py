@@ -284,10 +284,11 @@ def _findings(
 
 def _of_answers(row: pd.Series, a: Evidence, b: Evidence) -> str:
     verdict = "" if row["p_mcnemar"] <= LEVEL else "; a difference cannot be told"
+    interval = f" [{row['ci_low']:.1%}, {row['ci_high']:.1%}]" if pd.notna(row["ci_low"]) else ""
     return (
         f"{_name(a)} is right on {row['mean_first']:.1%}, {_name(b)} on {row['mean_second']:.1%} "
-        f"of {row['n']:,} examples (difference {row['difference']:+.1%} "
-        f"[{row['ci_low']:.1%}, {row['ci_high']:.1%}]{verdict})."
+        f"of {row['n']:,} examples (difference {row['difference']:+.1%}"
+        f"{interval}{verdict})."
     )
 
 

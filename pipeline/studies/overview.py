@@ -334,7 +334,7 @@ def _extremes(evidence: Evidence, target: str, metric: str) -> Panels:
     means = values[own & methods].groupby("question_id")["value"].mean().dropna()
     order = means.sort_index().sort_values(kind="stable")
     name = metric.replace("_", " ")
-    ends = [("least", order.head(SHOWN)), ("most", order.tail(SHOWN)[::-1])]
+    ends = [("least", order.head(SHOWN)), ("most", order.iloc[SHOWN:].tail(SHOWN)[::-1])]
     return Panels(
         name="extremes",
         title="Where the maps agree least and most with people",

@@ -192,7 +192,12 @@ def cascade_steps(evidence: Evidence, stages: list[str]) -> pd.DataFrame:
     own = values[values["metric"].isin(stages) & (values["target"] == main_target(values))]
     data = summarise(own, ["method", "metric"], evidence.bootstrap)
     data["stage"] = data["metric"].astype(str).str.removeprefix(PREFIX)
-    return data.sort_values(["method", "stage"], ignore_index=True)
+    place = data["metric"].astype(str).map({stage: i for i, stage in enumerate(stages)})
+    return (
+        data.assign(place=place)
+        .sort_values(["method", "place"], ignore_index=True)
+        .drop(columns="place")
+    )
 
 
 def half_gone(steps: pd.DataFrame) -> str:

@@ -281,7 +281,7 @@ def _worth(best: pd.Series, badge: Badge | None) -> tuple[str, bool]:
             f"{best['randomised']:.2f}): its agreement says nothing about this model."
         ), True
     if "over_center" in best and not _above(best, "over_center"):
-        return ", but a blob in the centre does as well: that it finds more is not shown.", False
+        return ", but that it finds more than a blob in the centre is not shown.", False
     if badge is None or badge.word != GOOD:
         return "; that its maps depend on the weights is not shown.", False
     if not (_above(best, "deletion") or _above(best, "insertion")):

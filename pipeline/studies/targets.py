@@ -11,7 +11,7 @@ import pandas as pd
 PREDICTED, TRUTH = "predicted", "truth"
 HUMAN_TARGET = "human"
 """The target of rows that compare human maps only, and so hold for every target."""
-LABELLED = "Of a correct prediction the map of the labelled answer is its only map. "
+LABELLED = "Where a correct prediction is explained, its map is the labelled answer's as well. "
 """Said where a table is of ``truth``."""
 
 

@@ -22,7 +22,7 @@ from pipeline.studies.goyal2016.instability import CHANGED, FEATURES, map_featur
 from pipeline.studies.goyal2016.published import FAILURE_ACCURACY
 from pipeline.studies.goyal2016.roc import Area, area, difference
 from pipeline.studies.goyal2016.section import Section
-from pipeline.studies.summary import Bootstrap
+from pipeline.studies.summary import Bootstrap, effective_clusters
 
 FEWEST = 10
 """Right answers, and wrong ones, below which nothing is fitted."""
@@ -160,23 +160,30 @@ def prediction_table(
     columns = [majority, *hits.values()]
     columns += [hit.astype(float) - majority for hit in hits.values()]
     columns += [np.where(side, own, np.nan) for own in even.values() for side in _sides(data)]
-    means = bootstrap.resampled(np.array(columns, float).T, data.images)
+    values = np.array(columns, float).T
+    means, behind = (
+        bootstrap.resampled(values, data.images),
+        effective_clusters(values, data.images),
+    )
     k = len(scores)
     balanced = (means[:, 1 + 2 * k :: 2] + means[:, 2 + 2 * k :: 2]) / 2
+    fewer = np.minimum(behind[1 + 2 * k :: 2], behind[2 + 2 * k :: 2])
+    hit, gain = slice(1, 1 + k), slice(1 + k, 1 + 2 * k)
     table = pd.DataFrame({"prediction": list(scores), "reference": [s == SURE for s in scores]})
     table["accuracy"] = [hit.mean() for hit in hits.values()]
-    table["accuracy_low"], table["accuracy_high"] = bootstrap.bounds(means[:, 1 : 1 + k])
+    table["accuracy_low"], table["accuracy_high"] = bootstrap.bounds(means[:, hit], behind[hit])
     table["over_majority"] = table["accuracy"] - majority.mean()
-    gains = bootstrap.bounds(means[:, 1 + k : 1 + 2 * k])
+    gains = bootstrap.bounds(means[:, gain], behind[gain])
     table["over_majority_low"], table["over_majority_high"] = gains
     table["balanced"] = [
         np.mean([own[side].mean() for side in _sides(data)]) for own in even.values()
     ]
-    table["balanced_low"], table["balanced_high"] = bootstrap.bounds(balanced)
+    table["balanced_low"], table["balanced_high"] = bootstrap.bounds(balanced, fewer)
     table["auc"] = [areas[name].value for name in scores]
     bounds = [areas[name].interval(data.images, bootstrap.level) for name in scores]
     table["auc_low"], table["auc_high"] = np.array(bounds).T
-    return _with_references(table, majority, bootstrap.bounds(means[:, :1])[:, 0], data)
+    always = bootstrap.bounds(means[:, :1], behind[:1])[:, 0]
+    return _with_references(table, majority, always, data)
 
 
 def _sides(data: Labelled) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +222,8 @@ def coefficient_table(data: Labelled, bootstrap: Bootstrap) -> pd.DataFrame:
     and its weight beside the others (standardised, towards right), refitted on resampled images."""
     values = data.features[data.maps].to_numpy(float)
     weights = refitted(values, data, bootstrap)
-    low, high = bootstrap.bounds(weights)
+    behind = effective_clusters(np.ones((len(values), 1)), data.images)
+    low, high = bootstrap.bounds(weights, behind.repeat(weights.shape[1]))
     alone = [area(column, data.right) for column in values.T]
     bounds = np.array([a.interval(data.images, bootstrap.level) for a in alone])
     return pd.DataFrame(
@@ -389,7 +397,7 @@ def sentences(
     """Whether maps foresee failure, and whether they add anything to the model's confidence."""
     rows = frame.set_index("prediction")
     maps, source = rows.loc[MAPS], "failure_prediction"
-    known = maps["auc_low"] > 0.5
+    known = maps["auc_low"] > 0.5 or maps["auc"] == 1  # which has no interval
     verb = "tell right answers from wrong ones" if known else "do not tell right from wrong answers"
     better = (
         "above"

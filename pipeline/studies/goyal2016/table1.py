@@ -16,7 +16,7 @@ from pipeline.studies.agreement import BASELINES
 from pipeline.studies.base import BEST_AGREEMENT, Column, Evidence, Finding, Table
 from pipeline.studies.goyal2016.published import TABLE_1
 from pipeline.studies.goyal2016.section import Section, reasons
-from pipeline.studies.summary import Bootstrap
+from pipeline.studies.summary import Bootstrap, effective_clusters
 from pipeline.studies.targets import HUMAN_TARGET, LABELLED, TRUTH, per_target
 
 METRIC = "rank_correlation"
@@ -66,12 +66,13 @@ def agreement_table(
     groups = own.groupby("method")["value"]
     table = groups.agg(mean="mean", standard_error="sem", n="count", size="size").loc[wide.columns]
     table["degenerate"] = table.pop("size") - table["n"]
-    table["ci_low"], table["ci_high"] = bootstrap.bounds(means)
+    effective = effective_clusters(wide.to_numpy(float), images)
+    table["ci_low"], table["ci_high"] = bootstrap.bounds(means, effective)
     table["reason"] = reasons({CONSTANT: table["n"] == 0})
     table["error_reason"] = reasons({CONSTANT: table["n"] == 0, ONE: table["n"] == 1})
     table = table.reset_index()
     table["baseline"] = table["method"].isin(BASELINES)
-    table = pd.concat([table, _of_ceiling(table, means, bootstrap)], axis=1)
+    table = pd.concat([table, _of_ceiling(table, means, effective, bootstrap)], axis=1)
     for floor in FLOORS:
         table = pd.concat([table, _over(wide, floor, bootstrap)], axis=1)
     table = _adjusted(table)
@@ -80,7 +81,9 @@ def agreement_table(
     return table.sort_values(["mean", "method"], ascending=[False, True], ignore_index=True)
 
 
-def _of_ceiling(table: pd.DataFrame, means: np.ndarray, bootstrap: Bootstrap) -> pd.DataFrame:
+def _of_ceiling(
+    table: pd.DataFrame, means: np.ndarray, effective: np.ndarray, bootstrap: Bootstrap
+) -> pd.DataFrame:
     """Means as shares of the human mean, in per cent, with the interval of the ratio."""
     column = np.flatnonzero(table["method"] == CEILING)
     shares = pd.DataFrame(
@@ -91,7 +94,8 @@ def _of_ceiling(table: pd.DataFrame, means: np.ndarray, bootstrap: Bootstrap) ->
         human = int(column[0])
         shares["ceiling"] = 100 * table["mean"] / table["mean"][human]
         ratios = 100 * means / means[:, [human]]
-        shares["ceiling_low"], shares["ceiling_high"] = bootstrap.bounds(ratios)
+        fewer = np.minimum(effective, effective[human])
+        shares["ceiling_low"], shares["ceiling_high"] = bootstrap.bounds(ratios, fewer)
     return shares
 
 
@@ -115,8 +119,9 @@ def _over(wide: pd.DataFrame, floor: str, bootstrap: Bootstrap) -> pd.DataFrame:
         return absent.assign(**{f"{name}_reason": f"the run has no values of {floor}"})
     differences = wide.sub(wide[floor], axis=0).assign(**{floor: np.nan})
     images = wide.index.get_level_values("image_id").to_numpy()
-    means = bootstrap.resampled(differences.to_numpy(float), images)
-    low, high = bootstrap.bounds(means)
+    values = differences.to_numpy(float)
+    means = bootstrap.resampled(values, images)
+    low, high = bootstrap.bounds(means, effective_clusters(values, images))
     mean, n = differences.mean().to_numpy(), differences.count().to_numpy()
     figures = dict(zip(columns, [mean, low, high, _p_values(mean, means), n], strict=True))
     why = reasons({"the baseline itself": wide.columns == floor, "no question has both": n == 0})

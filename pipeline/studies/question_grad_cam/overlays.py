@@ -20,19 +20,24 @@ SHOWN = 3
 
 def chosen_pairs(measured: Measured, one: int) -> list[tuple[int, str]]:
     """Places of pairs, with why: those in which the mass on the right objects under a setting
-    exceeds Grad-CAM's most, the middle of all, and those in which it falls short most."""
+    exceeds Grad-CAM's most, the middle of all, and those in which it falls short most; each kind
+    begins with what is most so, and of few pairs each is shown once."""
     assert measured.plain is not None
     own = np.nan_to_num(measured.inside)
     gain = (own[:, one] - own[:, measured.plain]).reshape(-1, 2).mean(axis=1)
     order = np.argsort(-gain, kind="stable").tolist()
     middle = max(0, (len(order) - SHOWN) // 2)
-    kinds = (
-        ("most", order[:SHOWN]),
-        ("the middle", order[middle : middle + SHOWN]),
-        ("least", order[-SHOWN:]),
-    )
-    told = {pair: f"{why}: {gain[pair]:+.2f} of the mass" for why, p in kinds for pair in p}
-    return list(told.items())
+    most = order[:SHOWN]
+    least = [pair for pair in order[::-1][:SHOWN] if pair not in most]
+    between = [p for p in order[middle : middle + SHOWN] if p not in {*most, *least}]
+    kinds = (("most", most), ("the middle", between), ("least", least))
+    return [(p, f"{why}: {gain[p]:+.2f} of the mass") for why, pairs in kinds for p in pairs]
+
+
+def first_of_each(chosen: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The pair that each kind of ``chosen_pairs`` begins with."""
+    kinds = {note.partition(":")[0]: (pair, note) for pair, note in reversed(chosen)}
+    return [*kinds.values()][::-1]
 
 
 def shown_settings(measured: Measured, one: int) -> list[int]:

@@ -129,7 +129,8 @@ def _overlays(read: Read, measured: Measured) -> list[Part]:
 def _sheet(read: Read, measured: Measured, one: int, chosen: list[tuple[int, str]]) -> list[Part]:
     places = overlays.shown_settings(measured, one)
     strips = []
-    for pair, note in chosen[:: overlays.SHOWN]:
+    chosen = overlays.first_of_each(chosen)
+    for pair, note in chosen:
         for question in read.pairs.frame.loc[pair, ["first", "second"]].tolist():
             try:
                 picture, mask = read.picture(question)
@@ -144,7 +145,7 @@ def _sheet(read: Read, measured: Measured, one: int, chosen: list[tuple[int, str
             name="overlays",
             title="Two questions, one answer, side by side",
             figure=overlays.draw(strips, titles),
-            data=read.pairs.frame.loc[[pair for pair, _ in chosen[:: overlays.SHOWN]]],
+            data=read.pairs.frame.loc[[pair for pair, _ in chosen]],
             caption="Two rows a pair; the outlined object is the question's own. Red is evidence "
             "for the answer, each map scaled by its own maximum.",
         )

@@ -146,7 +146,7 @@ def _interval(value: float, low: float, high: float, sign: bool = False) -> str:
     texts = [number(v, abs(value)) for v in (value, low, high)]
     if sign and value > 0:
         texts[0] = f"+{texts[0]}"
-    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]" if np.isfinite(low) else texts[0]
 
 
 def _p(name: str, p: float) -> str:

@@ -50,6 +50,10 @@ NO_METRICS = (
     "No map was compared with human attention by Tang and Yuan's metrics: the dataset has no human "
     "maps, or the recipe's metrics lack `tang_yuan`. Add it and evaluate the run."
 )
+NO_PREDICTED = (
+    "No map of the predicted answer was compared with human attention: the recipe's targets lack "
+    "`predicted`. Run it with that target into another --out."
+)
 ONE_READING = (
     "The second reading of the discretisation: the run was evaluated before it was stored. Make "
     "the run anew and evaluate it."
@@ -64,7 +68,9 @@ def tang_yuan(evidence: Evidence) -> Study:
     """Everything the paper reports, of this run."""
     found = compute(evidence.values, evidence.examples, evidence.confidence, evidence.bootstrap)
     if found is None:
-        return Study("tang_yuan", TITLE, SOURCE, missing=(NO_METRICS,))
+        compared = evidence.values["metric"].isin(TESTED).any()
+        why = NO_PREDICTED if compared and TRUTH in set(evidence.values["target"]) else NO_METRICS
+        return Study("tang_yuan", TITLE, SOURCE, missing=(why,))
     means, tests = means_tables(found), group_tables(found)
     return Study(
         name="tang_yuan",
@@ -130,6 +136,8 @@ def compute(
     examples = usable(examples)
     values = values[values["metric"].isin([*TESTED, *EXACT])]
     if not set(TESTED) <= set(values["metric"]) or set(values["method"]) <= BASELINES:
+        return None
+    if PREDICTED not in set(values["target"]):
         return None
     seen = views(values, examples)
     tested = {name: only(wide, list(TESTED)) for name, wide in seen.items()}
