@@ -53,10 +53,21 @@ class Run:
         return self._frame("failures")
 
     @property
+    def explained(self) -> pd.DataFrame:
+        """The examples that have a target: where only the labelled answer is explained, those whose
+        answer is another one that the model knows, and those that failed."""
+        rows = self.examples
+        if "predicted" in self.record.targets:
+            return rows
+        known, correct = rows.truth_in_vocabulary.eq(True), rows.correct.eq(True)
+        return rows[(rows.status == "failed") | (known & ~correct)]
+
+    @property
     def failed_examples(self) -> int:
-        """Distinct examples with at least one recorded failure."""
-        failures = self.failures
-        return int(failures.question_id.nunique(dropna=False)) if len(failures) else 0
+        """Distinct examples with at least one recorded failure; a record whose number could not be
+        read is one."""
+        numbers = self.failures.question_id
+        return int(numbers.nunique() + numbers.isna().sum())
 
     @cached_property
     def timings(self) -> pd.DataFrame:

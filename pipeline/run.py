@@ -31,6 +31,7 @@ from schemas.rows import FailureRow
 from schemas.shard import Shard, Task
 from workers import catalog
 from workers.compact import compact as compact_tables
+from workers.compact import recompact
 from workers.crashes import Crashes
 from workers.damage import drop_damaged
 from workers.datasets.base import BadRecord
@@ -127,7 +128,8 @@ def run(config: RunConfig, out: Root, retry_failed: bool = False) -> Result:
             for line in plan.sweeps:
                 console.print(line, soft_wrap=True)
         driver.work("explain", explain_job(config, driver), plan.tasks, config)
-        again = _retry(driver, config, plan.shards, ()) if retry_failed else 0
+        again = _retry_all(driver, config) if retry_failed else 0
+        recompact(store)
     return Result(len(plan.tasks) + again, Run(out).failed_examples)
 
 
@@ -139,7 +141,15 @@ def retry(out: Root, overrides: Sequence[str] = (), whole: Collection[int] = ())
         layout = stored_layout(config, store)
         tasks = _retry(driver, config, layout.shards, whole)
         store.accept_images(image_digests(store, layout))
+        recompact(store)
     return Result(tasks, Run(out).failed_examples)
+
+
+def _retry_all(driver: Driver, config: RunConfig) -> int:
+    """Of all that the run holds, which may be more than this recipe asks for."""
+    own = {"resources": config.resources, "limits": config.limits}
+    whole = stored_config(driver.store.root).model_copy(update=own)
+    return _retry(driver, whole, stored_layout(whole, driver.store).shards, ())
 
 
 def _retry(
@@ -196,6 +206,7 @@ def evaluate(out: Root, overrides: Sequence[str] = ()) -> Result:
         driver.work("evaluate", evaluate_job(config, driver, bool(expected)), tasks, config)
         for shard in stale:
             store.evaluated(shard)
+        recompact(store)
     return Result(len(tasks), Run(out).failed_examples)
 
 

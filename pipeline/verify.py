@@ -234,7 +234,7 @@ def _rows_twice(run: Run, decided: Mapping[int, set[str]]) -> Check:
 def _without_rows(run: Run, decided: Mapping[int, set[str]], check: Check) -> None:
     both = pd.concat([run.maps[["question_id", "method"]], run.words[["question_id", "method"]]])
     present = both.drop_duplicates().groupby("method").question_id.apply(set).to_dict()
-    asked = run.examples.groupby("shard").question_id.apply(set).to_dict()
+    asked = run.explained.groupby("shard").question_id.apply(set).to_dict()
     for shard, labels in decided.items():
         for label in labels:
             missing = asked.get(shard, set()) - present.get(label, set())

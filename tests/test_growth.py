@@ -1,5 +1,6 @@
 """A run that goes on after it was finished: more examples, failures retried, fragments merged."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from pipeline import run as stages
 from pipeline.dataset import Run
+from pipeline.plan import make_plan
+from pipeline.report import facts
 from pipeline.verify import verify
 from schemas.config import RunConfig
 from tests.conftest import Recipe
@@ -176,6 +179,8 @@ def test_compacted_run_goes_on(recipe: Recipe, world: Path, complete: Path, tmp_
     assert stages.retry(out).failed_examples == 0
     assert stages.evaluate(out).failed_examples == 0
     assert_sound(out, sample=3)
+    for table in ("maps", "words", "metrics", "examples"):  # as readers without our code see them
+        assert len(pd.read_parquet(out / table)) == len(getattr(Run(out), table))
     stages.compact(out)
     stages.run(first(recipe, tmp_path / "world", None), out)
     stages.evaluate(out)
@@ -184,6 +189,67 @@ def test_compacted_run_goes_on(recipe: Recipe, world: Path, complete: Path, tmp_
     assert_sound(out)
     assert_same_run(complete, out)
     assert len(pd.read_parquet(out / "maps")) == len(Run(complete).maps)
+
+
+def test_damage_in_a_compacted_file_is_named_with_its_own_remedy(copy: Path) -> None:
+    stages.compact(copy)
+    path = sorted((copy / "maps").glob("compact-*.parquet"))[0]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    (text,) = [text for check in verify(copy).checks for text in check.first]
+    assert text.startswith(f"{path} is damaged")
+    assert text.endswith(
+        "put it back from a copy of the run, or make the run anew in another --out."
+    )
+
+
+def test_records_left_out_are_those_that_are_bad_now(
+    recipe: Recipe, world: Path, tmp_path: Path
+) -> None:
+    """Through growth, mending and compaction, each once."""
+    picture = sorted((world / "val2014").glob("*.png"))[0]
+    shutil.copy(picture, tmp_path / "a.png")
+    good = {"image_id": 1, "file": "a.png", "question": "what color is the circle?"}
+    dataset = {
+        "name": "photos",
+        "root": str(tmp_path),
+        "questions": "q.json",
+        "skip_bad": True,
+    }
+    config, out = recipe(dataset=dataset, methods={"center": {}}), tmp_path / "run"
+
+    def ran(*records: object) -> list[str]:
+        (tmp_path / "q.json").write_text(json.dumps(records))
+        stages.run(config, out)
+        stages.compact(out)
+        return sorted(Run(out).failures.message.str.extract(r"(questions\[\d\])")[0])
+
+    assert ran(good, 4, "x") == ["questions[1]", "questions[2]"]
+    assert Run(out).failed_examples == 2
+    assert ran(good, 4, good, 5) == ["questions[1]", "questions[3]"]
+    assert ran(good, 4, good, 5) == ["questions[1]", "questions[3]"]
+
+
+def test_run_that_lacks_a_method_here_and_there_is_not_called_finished(
+    recipe: Recipe, world: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    stages.run(first(recipe, world, None), out)
+    stages.evaluate(out)
+    store = Store(out)
+    assert store.finished("explain") == store.finished("evaluate") == store.shards == 4
+    assert not facts._warnings(Run(out))
+    dataset = {"name": "shapes", "root": str(world), "scenes": 8, "seed": 3}
+    wider = make_plan(recipe(dataset=dataset, methods={**METHODS, "grad_cam": {}}), out)
+    with stages.drive(store) as driver:
+        store.define(wider.definitions)
+        driver.work(
+            "explain", stages.explain_job(wider.config, driver), wider.tasks[:1], wider.config
+        )
+    store = Store(out)
+    assert (store.finished("explain"), store.finished("evaluate")) == (1, 4)
+    assert facts._warnings(Run(out))[0].startswith("3 of 4 shards are not explained, or not by")
 
 
 def test_compaction_cut_off_before_its_manifest_changes_nothing(complete: Path, copy: Path) -> None:

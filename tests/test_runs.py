@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -16,13 +18,20 @@ from PIL import Image
 from pipeline import run as stages
 from pipeline.dataset import Run
 from pipeline.plan import make_plan
+from pipeline.report.document import report
+from pipeline.report.sheet import run_sheet
+from pipeline.report.state import print_status
 from pipeline.verify import verify
 from schemas.config import RunConfig
 from tests.conftest import Recipe
 from tests.runs import assert_same_run
 from workers.errors import UserError
 from workers.lease import Lease
+from workers.ledger import Ledger
+from workers.methods.base import Maps, Scene
+from workers.methods.gradients import GradCam
 from workers.objects import open_objects
+from workers.store import Store
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -143,13 +152,48 @@ def cli(config: RunConfig, folder: Path, command: str, *arguments: str) -> list[
 
 
 def test_run_of_truth_alone_has_rows_where_the_model_is_wrong(
-    recipe: Recipe, tmp_path: Path
+    recipe: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages.run(recipe(targets=["truth"]), tmp_path / "run")
     run = Run(tmp_path / "run")
     assert len(run.failures) == 0
     wrong = run.examples[run.examples.truth_in_vocabulary & ~run.examples.correct.astype(bool)]
+    assert 0 < len(wrong) < len(run.examples)
     assert set(run.maps.question_id) == set(wrong.question_id)
+    verdict = verify(tmp_path / "run", sample=2)
+    assert verdict.problems == 0, [check.first for check in verdict.checks]
+    print_status(tmp_path / "run")
+    grad_cam = next(line for line in capsys.readouterr().out.splitlines() if " grad_cam " in line)
+    assert re.findall(r"\d+", grad_cam) == [str(len(wrong)), "0", "0", "0"]
+    stages.evaluate(tmp_path / "run")
+    run_sheet(tmp_path / "run", tmp_path / "sheet.png")
+    report(tmp_path / "run", tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "targets lack" in page
+    assert "failed:" not in page
+
+
+def test_map_that_is_not_finite_fails_its_own_target_alone(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explain = GradCam.explain
+
+    def broken(self: GradCam, scene: Scene) -> Maps:
+        maps = explain(self, scene)
+        rows = [r for r, row in enumerate(scene.rows) if row.target == "truth"]
+        for values in maps.arrays.values():
+            values[rows] = np.inf
+        return maps
+
+    monkeypatch.setattr(GradCam, "explain", broken)
+    out = tmp_path / "run"
+    assert stages.run(recipe(methods={"grad_cam": {}}), out).failed_examples > 0
+    maps = Run(out).maps.query("method == 'grad_cam'")
+    assert set(maps[maps.status == "failed"].target) == {"truth"}
+    assert set(maps[maps.status != "failed"].target) == {"predicted"}
+    assert not maps.duplicated(["question_id", "target"]).any()
+    verdict = verify(out)
+    assert verdict.problems == 0, [check.first for check in verdict.checks]
 
 
 def test_run_with_float16_pixels_is_close_and_scaled(
@@ -278,6 +322,47 @@ def test_run_with_retry_computes_failures_again(
     run, good = Run(out), Run(reference_run(plain, recipe))
     key = ["question_id", "method", "target"]
     assert sorted(map(tuple, run.maps[key].values)) == sorted(map(tuple, good.maps[key].values))
+
+
+def test_driver_that_another_has_replaced_commits_nothing_and_says_so(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a pause of a minute, in which another machine took the run over."""
+    out, commit = tmp_path / "run", Ledger.commit
+
+    def late(self: Ledger, store: Store) -> None:
+        shutil.copy(out / "drivers" / "0000001.json", out / "drivers" / "0000002.json")
+        commit(self, store)
+
+    monkeypatch.setattr(Ledger, "commit", late)
+    with pytest.raises(UserError, match="driver 2 has taken over from driver 1"):
+        stages.run(recipe(methods={"center": {}}), out)
+    assert not len(Run(out).maps)
+
+
+def test_run_of_a_narrower_recipe_retries_all_that_the_run_holds(
+    recipe: Recipe, world: Path, tmp_path: Path
+) -> None:
+    root, out = tmp_path / "world", tmp_path / "run"
+    subprocess.run(["cp", "-r", str(world), str(root)], check=True)
+    victim = sorted((root / "val2014").glob("*.png"))[4]
+    whole = victim.read_bytes()
+    victim.write_bytes(b"\0" * len(whole))
+    dataset = {"name": "shapes", "root": str(root), "scenes": 8, "seed": 3}
+    methods = {"center": {}, "attention": {}}
+    fewer = {**dataset, "limit": 12}
+    stages.run(recipe(dataset=fewer, methods=methods), out)
+    assert stages.run(recipe(dataset=dataset, methods=methods), out).failed_examples == 3
+    victim.write_bytes(whole)
+    narrow = recipe(dataset=fewer, methods={"center": {}})
+    assert stages.run(narrow, out, retry_failed=True).failed_examples == 0
+    assert set(Run(out).maps.status) <= {"ok", "degenerate"}
+    with pytest.raises(UserError, match="no example has been answered"):
+        victim_only = recipe(dataset={**dataset, "limit": 3}, methods={"center": {}})
+        for path in (root / "val2014").glob("*.png"):
+            path.write_bytes(b"")
+        stages.run(victim_only, tmp_path / "none")
+        run_sheet(tmp_path / "none", tmp_path / "sheet.png")
 
 
 def test_run_with_one_pixel_images_fails_them_by_name(

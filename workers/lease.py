@@ -142,7 +142,7 @@ def check_fence(objects: Objects, driver: int) -> None:
         )
 
 
-class SupersededError(RuntimeError):
+class SupersededError(UserError):
     """A worker's driver is no longer the run's."""
 
 

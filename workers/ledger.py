@@ -180,7 +180,10 @@ class Ledger:
             own, primary = {}, result.importances[r]
             finite = bool(np.isfinite(primary).all())
         if not finite:
-            self.fail(entry.example, "explain", _not_finite(entry, primary), entry.label)
+            error = _not_finite(entry, primary)
+            failure = failure_row(self.task, entry.example, "explain", entry.label, error)
+            self.failures.append(failure)
+            self._append(replace(entry, status="failed", reason=str(error)), None)
             return
         beside = BesideWords.of(result, entry, r) if isinstance(result, WordScores) else None
         self._append(entry, primary, beside, self._place(entry, own))

@@ -250,6 +250,15 @@ class Store:
         table = DECIDING[stage]
         return self._labels_of(table, self.covered(table))
 
+    def finished(self, stage: str) -> int:
+        """Shards that have every label there is: of all methods that are defined, or of all scores
+        that any shard has."""
+        done = self.committed(stage)
+        wanted = set().union(*done.values())
+        if stage == "explain":
+            wanted = set(self.definitions(["image", "words"]))
+        return sum(wanted <= labels for labels in done.values())
+
     def _labels_of(self, table: str, names: Iterable[str]) -> dict[int, set[str]]:
         done: dict[int, set[str]] = {}
         for name in names:
@@ -299,10 +308,12 @@ class Store:
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{self.root}/{key} is damaged: {error}. `python run_pipeline.py verify "
-                f"{self.root}` lists all damage and how to compute it again."
-            ) from None
+            remedy = f"`python run_pipeline.py verify {self.root}` lists all damage and how to "
+            remedy += "compute it again."
+            if "/compact-" in key:
+                remedy = "It holds a method's rows of many shards: put it back from a copy of the "
+                remedy += "run, or make the run anew in another --out."
+            raise UserError(f"{self.root}/{key} is damaged: {error}. {remedy}") from None
 
     def overridden(self, table: str) -> set[str]:
         """Compacted fragments that a later loose one replaces."""
@@ -343,7 +354,11 @@ class Store:
         fresh = [n for n in names if n not in covers or n in replaced]
         if loose is None:
             fresh = [n for n in fresh if fragment_key(n) not in hidden]
-        if table == "failures" and self.objects.exists("failures/dataset.parquet"):
+        if (
+            loose is None
+            and table == "failures"
+            and self.objects.exists("failures/dataset.parquet")
+        ):
             fresh.append("dataset.parquet")
         files = manifest.files if manifest else ()
         left_out = {fragment_key(n) for n in covers if n in replaced or fragment_key(n) in hidden}
@@ -482,10 +497,12 @@ class Store:
             self.objects.delete(mark)
 
     def record_bad(self, rows: Sequence[Frozen]) -> None:
-        """Failures of records that never became examples; written once."""
+        """Failures of records that never became examples: those that are bad now."""
+        key = "failures/dataset.parquet"
         if rows:
-            data = encoding.fragment("failures", rows, {"version": VERSION})
-            self._write_once("failures/dataset.parquet", data)
+            self.objects.put(key, encoding.fragment("failures", rows, {"version": VERSION}))
+        elif self.objects.exists(key):
+            self.objects.delete(key)
 
     # --- shards whose metrics are out of date ---------------------------------------------------
 

@@ -104,11 +104,12 @@ def _warnings(run: Run) -> list[str]:
     shards = store.shards
     stages = {"explain": ("explained", "run"), "evaluate": ("evaluated", "evaluate")}
     for stage, (done, command) in stages.items():
-        left = shards - len(store.committed(stage))
+        left = shards - store.finished(stage)
         if left:
             told.append(
-                f"{left:,} of {shards:,} shards are not {done} yet; everything here is about "
-                f"the others. Finish them with `{command}` and report again."
+                f"{left:,} of {shards:,} shards are not {done}, or not by every method, yet; "
+                f"nothing here is about what they lack. Finish them with `{command}` and report "
+                "again."
             )
     if stale := store.stale():
         told.append(

@@ -19,6 +19,7 @@ from schemas.frame import Frame
 from schemas.limits import Limits
 from schemas.rows import ExampleRow
 from workers import catalog
+from workers.errors import UserError
 from workers.evaluate import frame_of
 from workers.images import decode
 from workers.metrics.frame import cut
@@ -44,6 +45,10 @@ def run_sheet(root: Path | str, out: Path, rows: int = 8) -> None:
     """Some examples of a run: right and wrong, sure and unsure in turn, each image once."""
     run = Run(root)
     chosen = _choose(run.examples, rows)
+    if not chosen:
+        raise UserError(
+            f"{root}: no example has been answered; see `python run_pipeline.py failures {root}`"
+        )
     dataset = catalog.dataset(stored_config(root).dataset)
     by_id = {e.question_id: e for e in dataset.examples() if e.question_id in set(chosen)}
     answered = run.table("examples").to_table(filter=ds.field("question_id").isin(chosen))
@@ -178,7 +183,7 @@ def _choose(examples: pd.DataFrame, rows: int) -> list[int]:
 
 def _strip(run: Run, example: ExampleRow, humans: Sequence[np.ndarray]) -> Strip:
     maps, words = (
-        table[(table.question_id == example.question_id) & (table.target == "predicted")]
+        table[(table.question_id == example.question_id) & (table.target == run.record.targets[0])]
         for table in (run.maps, run.words)
     )
     maps = maps[maps.status != "failed"]

@@ -22,12 +22,13 @@ def print_status(root: Root) -> int:
     )
     table = Table("method", "done", "failed", "degenerate", "left", title=str(root))
     rows = pd.concat([run.maps, run.words])
+    targetless = len(run.examples) - len(run.explained)
     for label in run.definitions:
         own = rows[rows.method == label]
         explained = own[own.status != "failed"].question_id.nunique()
         broken = own[own.status == "failed"].question_id.nunique()
         degenerate = int((own.status == "degenerate").sum())
-        left = examples - own.question_id.nunique()
+        left = examples - own.question_id.nunique() - targetless
         table.add_row(label, *(f"{n:,}" for n in (explained, broken, degenerate, left)))
     console.print(table)
     stored = sum(run.store.objects.sizes("").values())
@@ -73,6 +74,7 @@ def print_failures(root: Root, limit: int) -> None:
     failures = Run(root).failures
     table = Table("question", "stage", "method", "error", "message", title=f"{root}: failures")
     shown = failures[["question_id", "stage", "method", "error", "message"]].head(limit)
+    shown = shown.assign(question_id=shown.question_id.astype("Int64"))
     for row in shown.astype(object).fillna("").itertuples(index=False):
         table.add_row(*map(str, row))
     console.print(table)

@@ -43,14 +43,10 @@ def view(store: Store) -> Group:
     events = read(store.objects, RECENT)
     shards = store.shards
     table = Table("stage", "shards", "", "examples/s", "left", title=store.root)
-    for stage, done in (
-        ("explain", store.committed("explain")),
-        ("evaluate", store.committed("evaluate")),
-    ):
-        per_second, left = _rate(events, stage, shards - len(done))
-        table.add_row(
-            stage, f"{len(done):,} / {shards:,}", _bar(len(done), shards), per_second, left
-        )
+    for stage in ("explain", "evaluate"):
+        done = store.finished(stage)
+        per_second, left = _rate(events, stage, shards - done)
+        table.add_row(stage, f"{done:,} / {shards:,}", _bar(done, shards), per_second, left)
     at_work = holder(store.objects)
     who = f"being written by {at_work}" if at_work else "no driver is at work"
     return Group(table, Text(who), *map(_line, events[-SHOWN:]))

@@ -384,8 +384,10 @@ function startGallery({ methods, metrics, examples, images, ramps }) {
       const index = Number(place.dataset.tiles);
       const example = examples[index];
       const data = await bytes(index);
+      const targets = example.maps.map((map) => map.target);
+      const first = targets.includes("predicted") ? "predicted" : "truth";
       const own = example.maps.filter(
-        (map) => map.target === "predicted" || map.of?.startsWith("mean"),
+        (map) => map.target === first || map.of?.startsWith("mean"),
       );
       place.replaceChildren(...own.map((map) => tile(example, map, data, map.top, true)));
     }
