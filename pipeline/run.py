@@ -83,6 +83,12 @@ class Driver:
         self.store.recover()
         self.journal.tell("end", {"stage": stage, "examples": progress.done})
 
+    def settle(self) -> None:
+        """Compact what was compacted and has been computed again."""
+        if merged := recompact(self.store):
+            self.journal.tell("compacted", merged)
+            console.print("what was compacted and has been computed again is compacted again")
+
     @contextmanager
     def _interruptible(self, stage: str, total: int, progress: Any) -> Iterator[None]:
         kept = "Finished shards are kept: the same command goes on from there."
@@ -129,7 +135,7 @@ def run(config: RunConfig, out: Root, retry_failed: bool = False) -> Result:
                 console.print(line, soft_wrap=True)
         driver.work("explain", explain_job(config, driver), plan.tasks, config)
         again = _retry_all(driver, config) if retry_failed else 0
-        recompact(store)
+        driver.settle()
     return Result(len(plan.tasks) + again, Run(out).failed_examples)
 
 
@@ -141,7 +147,7 @@ def retry(out: Root, overrides: Sequence[str] = (), whole: Collection[int] = ())
         layout = stored_layout(config, store)
         tasks = _retry(driver, config, layout.shards, whole)
         store.accept_images(image_digests(store, layout))
-        recompact(store)
+        driver.settle()
     return Result(tasks, Run(out).failed_examples)
 
 
@@ -206,7 +212,7 @@ def evaluate(out: Root, overrides: Sequence[str] = ()) -> Result:
         driver.work("evaluate", evaluate_job(config, driver, bool(expected)), tasks, config)
         for shard in stale:
             store.evaluated(shard)
-        recompact(store)
+        driver.settle()
     return Result(len(tasks), Run(out).failed_examples)
 
 
