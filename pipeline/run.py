@@ -17,6 +17,7 @@ from pipeline.executors.local import LocalExecutor
 from pipeline.journal import Journal
 from pipeline.parts import Layout, check_images, image_digests, lay_out
 from pipeline.plan import (
+    Plan,
     evaluation_tasks,
     make_plan,
     metric_definitions,
@@ -134,7 +135,7 @@ def run(config: RunConfig, out: Root, retry_failed: bool = False) -> Result:
             for line in plan.sweeps:
                 console.print(line, soft_wrap=True)
         driver.work("explain", explain_job(config, driver), plan.tasks, config)
-        again = _retry_all(driver, config) if retry_failed else 0
+        again = _retry_all(driver, plan) if retry_failed else 0
         driver.settle()
     return Result(len(plan.tasks) + again, Run(out).failed_examples)
 
@@ -151,9 +152,11 @@ def retry(out: Root, overrides: Sequence[str] = (), whole: Collection[int] = ())
     return Result(tasks, Run(out).failed_examples)
 
 
-def _retry_all(driver: Driver, config: RunConfig) -> int:
-    """Of all that the run holds, which may be more than this recipe asks for."""
-    own = {"resources": config.resources, "limits": config.limits}
+def _retry_all(driver: Driver, plan: Plan) -> int:
+    """Of all that the run holds, which may be more methods or examples than the recipe has."""
+    own = {key: getattr(plan.config, key) for key in ("model", "resources", "limits")}
+    if len(plan.shards) == driver.store.shards:
+        own["dataset"] = plan.config.dataset
     whole = stored_config(driver.store.root).model_copy(update=own)
     return _retry(driver, whole, stored_layout(whole, driver.store).shards, ())
 

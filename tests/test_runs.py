@@ -317,6 +317,7 @@ def test_run_with_retry_computes_failures_again(
     assert stages.run(recipe(dataset=dataset), out).failed_examples == 3
     assert stages.run(recipe(dataset=dataset), out).failed_examples == 3
     victim.write_bytes(whole)
+    dataset["root"] = str(root.rename(tmp_path / "moved"))
     result = stages.run(recipe(dataset=dataset), out, retry_failed=True)
     assert (result.tasks, result.failed_examples) == (1, 0)
     run, good = Run(out), Run(reference_run(plain, recipe))

@@ -43,6 +43,8 @@ def ask(
 
 def _given(model: OpenModel, truth: str | None, written: Written) -> Written | None:
     """A truth that the model wrote itself is what it wrote, however it spelt it."""
-    if truth is None or normalise(truth) == normalise(written.answer):
-        return None if truth is None else written
+    if truth is None:
+        return None
+    if normalise(truth) == normalise(written.answer):
+        return written
     return Written(truth, tuple(model.spelt(truth)))

@@ -141,8 +141,10 @@ class Evaluator:
         pairwise = [methods for name, methods in labels if isinstance(self.metrics[name], Metric)]
         own = self.dataset.human_maps(example) if pairwise else []
         shuffled = bool(own) and any(HUMAN in methods for methods in pairwise)
-        first = replace(decoy, human_maps=decoy.human_maps[:1] if shuffled else ())
-        other = guarded(lambda: [cut(m, frame) for m in self.dataset.human_maps(first)])
+        first = replace(decoy, human_maps=decoy.human_maps[:1])
+        other = guarded(lambda: self.dataset.human_maps(first)) if shuffled else []
+        if not isinstance(other, Failed):
+            other = [cut(m, frame) for m in other]
         return Humans([cut(m, frame) for m in own], other)
 
     def _evaluate(

@@ -169,15 +169,11 @@ class Occlusion(ImageMethod):
 
     def _arrays(self, scene: Scene, swept: Sweep) -> dict[str, Tensor]:
         """Each array flat, ``(row or question, window)``."""
+        questions = enumerate(zip(swept.clean, swept.painted.unbind(1), strict=True))
         return {
             "drop": self._drops(scene, swept, self.score),
             "log_drop": self._drops(scene, swept, "log_probability"),
-            "top_answer": torch.stack(
-                [
-                    scene.top_answers(q, swept.clean[q], p)
-                    for q, p in enumerate(swept.painted.unbind(1))
-                ]
-            ),
+            "top_answer": torch.stack([scene.top_answers(q, *pair) for q, pair in questions]),
         }
 
     def _drilled(self, scene: Scene, windows: Windows, drill: DrillDown) -> dict[str, Tensor]:

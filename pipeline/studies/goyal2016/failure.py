@@ -161,10 +161,8 @@ def prediction_table(
     columns += [hit.astype(float) - majority for hit in hits.values()]
     columns += [np.where(side, own, np.nan) for own in even.values() for side in _sides(data)]
     values = np.array(columns, float).T
-    means, behind = (
-        bootstrap.resampled(values, data.images),
-        effective_clusters(values, data.images),
-    )
+    means = bootstrap.resampled(values, data.images)
+    behind = effective_clusters(values, data.images)
     k = len(scores)
     balanced = (means[:, 1 + 2 * k :: 2] + means[:, 2 + 2 * k :: 2]) / 2
     fewer = np.minimum(behind[1 + 2 * k :: 2], behind[2 + 2 * k :: 2])
