@@ -209,13 +209,24 @@ def _picture(path: Path) -> Path:
 
 
 def _end(failed: int, run_folder: Path | str, retry: str) -> None:
-    if failed:
+    if not failed:
+        return
+    from pipeline.dataset import Run
+
+    left_out, see = Run(run_folder).left_out, f"python run_pipeline.py failures {run_folder}"
+    if left_out:
         console.print(
-            f"[red]{failed} examples failed.[/] See them: python run_pipeline.py failures "
-            f"{run_folder}   Retry them: python run_pipeline.py {retry}",
+            f"[red]{left_out} records of the dataset were left out.[/] See them: {see}   Mend them "
+            "in its files and run again.",
             soft_wrap=True,
         )
-        raise typer.Exit(1)
+    if failed > left_out:
+        console.print(
+            f"[red]{failed - left_out} examples failed.[/] See them: {see}   "
+            f"Retry them: python run_pipeline.py {retry}",
+            soft_wrap=True,
+        )
+    raise typer.Exit(1)
 
 
 @app.command()

@@ -69,6 +69,11 @@ class Run:
         numbers = self.failures.question_id
         return int(numbers.nunique() + numbers.isna().sum())
 
+    @property
+    def left_out(self) -> int:
+        """Failures that are records of the dataset's files, which never became examples."""
+        return int(self.failures.stage.eq("dataset").sum())
+
     @cached_property
     def timings(self) -> pd.DataFrame:
         """One row a task: what it took, and where."""

@@ -1,5 +1,6 @@
 """The command line as a person meets it: messages, exit statuses, pictures."""
 
+import json
 import re
 import signal
 import subprocess
@@ -172,6 +173,22 @@ def test_run_evaluate_status_tell_what_was_done(call: Call, recipe: Recipe, tmp_
     assert evaluated.returncode == 0, evaluated.stderr
     status = call("status", out)
     assert "24 examples on 8 images, 4 shards; 0 failed; 24 evaluated" in status.stdout
+
+
+def test_run_that_leaves_records_out_says_so_and_offers_no_retry(
+    call: Call, recipe: Recipe, world: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(sorted((world / "val2014").glob("*.png"))[0].read_bytes())
+    good = {"image_id": 1, "file": "a.png", "question": "what color is the circle?"}
+    (tmp_path / "q.json").write_text(json.dumps([good, 4, "x"]))
+    dataset = {"name": "photos", "root": str(tmp_path), "questions": "q.json", "skip_bad": True}
+    path = written(recipe(methods={"center": {}}, dataset=dataset), tmp_path)
+    result = call("run", path, "--out", tmp_path / "run")
+    assert result.returncode == 1
+    assert "2 records of the dataset were left out. See them: python run_pipeline.py failures" in (
+        result.stdout
+    )
+    assert "examples failed" not in result.stdout
 
 
 def test_run_with_failures_exits_with_one_and_says_what_to_do(
