@@ -80,7 +80,9 @@ def _start(port: int, folder: str) -> list[str | Path]:
     ray = Path(sys.executable).parent / "ray"
     what = ["--head", "--block", "--port=0", "--num-cpus=1", "--num-gpus=0", "--temp-dir", folder]
     dashboard = ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
-    return [ray, "start", *what, *dashboard, "--object-store-memory=100000000"]
+    # by default agents of all clusters of a machine want one port, and one without takes no jobs
+    agent = f"--dashboard-agent-listen-port={free_port()}"
+    return [ray, "start", *what, *dashboard, agent, "--object-store-memory=100000000"]
 
 
 def _nodes(port: int) -> bool:
