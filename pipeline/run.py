@@ -155,10 +155,12 @@ def retry(out: Root, overrides: Sequence[str] = (), whole: Collection[int] = ())
 def _retry_all(driver: Driver, plan: Plan) -> int:
     """Of all that the run holds, which may be more methods or examples than the recipe has."""
     own = {key: getattr(plan.config, key) for key in ("model", "resources", "limits")}
-    if len(plan.shards) == driver.store.shards:
-        own["dataset"] = plan.config.dataset
-    whole = stored_config(driver.store.root).model_copy(update=own)
-    return _retry(driver, whole, stored_layout(whole, driver.store).shards, ())
+    whole, shards = stored_config(driver.store.root).model_copy(update=own), plan.shards
+    if len(shards) < driver.store.shards:
+        shards = stored_layout(whole, driver.store).shards
+    else:  # its files may lie elsewhere now
+        whole = whole.model_copy(update={"dataset": plan.config.dataset})
+    return _retry(driver, whole, shards, ())
 
 
 def _retry(

@@ -48,8 +48,10 @@ class Humans:
     """An example's human maps, cut to what the model saw."""
 
     own: list[np.ndarray]
-    other: "list[np.ndarray] | Failed"
+    other: list[np.ndarray]
     """Another image's first one, where it is to be scored."""
+    broken: Exception | None
+    """Why that one could not be read."""
 
 
 @dataclass
@@ -143,9 +145,9 @@ class Evaluator:
         shuffled = bool(own) and any(HUMAN in methods for methods in pairwise)
         first = replace(decoy, human_maps=decoy.human_maps[:1])
         other = guarded(lambda: self.dataset.human_maps(first)) if shuffled else []
-        if not isinstance(other, Failed):
-            other = [cut(m, frame) for m in other]
-        return Humans([cut(m, frame) for m in own], other)
+        broken = other.error if isinstance(other, Failed) else None
+        read = [] if isinstance(other, Failed) else other
+        return Humans([cut(m, frame) for m in own], [cut(m, frame) for m in read], broken)
 
     def _evaluate(
         self, scored: Scored, example: Example, humans: Humans | Failed, maps: list[MapRow]
@@ -165,10 +167,10 @@ class Evaluator:
             scored.failures.append(row)
             return
         scored.rows += outcome
-        if isinstance(humans, Humans) and isinstance(humans.other, Failed):
+        if isinstance(humans, Humans) and humans.broken is not None:
             # A broken map of another example costs this one nothing but that comparison.
-            error = humans.other.error
-            scored.failures.append(failure_row(scored.task, example, "evaluate", SHUFFLED, error))
+            row = failure_row(scored.task, example, "evaluate", SHUFFLED, humans.broken)
+            scored.failures.append(row)
 
     def _example_rows(
         self, task: Task, example: Example, humans: Humans, stored: list[Candidate]
@@ -182,8 +184,7 @@ class Evaluator:
             elif isinstance(metric, Metric) and humans.own:
                 prepared = [metric.prepare([human]) for human in humans.own]
                 if HUMAN in methods:
-                    other = [] if isinstance(humans.other, Failed) else humans.other
-                    candidates += [Candidate(SHUFFLED, HUMAN, m) for m in other]
+                    candidates += [Candidate(SHUFFLED, HUMAN, m) for m in humans.other]
                     rows += self._inter_human(task, example, metric, prepared)
                 rows += self._against(task, example, metric, candidates, prepared)
         return rows

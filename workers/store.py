@@ -36,6 +36,12 @@ DECIDING = {"explain": "maps", "evaluate": "metrics"}
 """The table whose fragment decides that a task of a stage is done."""
 MARK = "commit-"
 """So begin the names below ``stage/`` by which a retry decides."""
+DAMAGED = "`python run_pipeline.py verify {}` lists all damage and how to compute it again."
+COMPACTED = (
+    "It holds a method's rows of many shards: put it back from a copy of the run, or make the run "
+    "anew in another --out."
+)
+"""Remedies for a file of rows that cannot be read."""
 Record = TypeVar("Record", bound=Frozen)
 
 
@@ -254,9 +260,8 @@ class Store:
         """Shards that have every label there is: of all methods that are defined, or of all scores
         that any shard has."""
         done = self.committed(stage)
-        wanted = set().union(*done.values())
-        if stage == "explain":
-            wanted = set(self.definitions(["image", "words"]))
+        every = self.definitions(["image", "words"]) if stage == "explain" else ()
+        wanted = set(every).union(*done.values())
         return sum(wanted <= labels for labels in done.values())
 
     def _labels_of(self, table: str, names: Iterable[str]) -> dict[int, set[str]]:
@@ -308,11 +313,7 @@ class Store:
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError) as error:
-            remedy = f"`python run_pipeline.py verify {self.root}` lists all damage and how to "
-            remedy += "compute it again."
-            if "/compact-" in key:
-                remedy = "It holds a method's rows of many shards: put it back from a copy of the "
-                remedy += "run, or make the run anew in another --out."
+            remedy = COMPACTED if "/compact-" in key else DAMAGED.format(self.root)
             raise UserError(f"{self.root}/{key} is damaged: {error}. {remedy}") from None
 
     def overridden(self, table: str) -> set[str]:
@@ -354,12 +355,8 @@ class Store:
         fresh = [n for n in names if n not in covers or n in replaced]
         if loose is None:
             fresh = [n for n in fresh if fragment_key(n) not in hidden]
-        if (
-            loose is None
-            and table == "failures"
-            and self.objects.exists("failures/dataset.parquet")
-        ):
-            fresh.append("dataset.parquet")
+            if table == "failures" and self.objects.exists("failures/dataset.parquet"):
+                fresh.append("dataset.parquet")
         files = manifest.files if manifest else ()
         left_out = {fragment_key(n) for n in covers if n in replaced or fragment_key(n) in hidden}
         if not left_out:
